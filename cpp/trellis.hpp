@@ -1,0 +1,54 @@
+// Trellis state machine and reconstruction: which quantizer a state uses, how an index drives it, what value it means.
+//
+// References: Ungerboeck 1982 and 1987 (codes); Marcellin & Fischer 1990 (trellis-coded quantization); dependent
+// quantization of VVC (Schwarz et al. 2019) for the two quantizers: even multiples, and odd multiples with zero.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace trueaxis {
+
+// A run of columns of one matrix, each column contiguous.
+struct Segment {
+    size_t columns;
+    size_t rows;
+    const int32_t* row_codes;     // [rows]
+    const int32_t* column_codes;  // [columns]
+    int shift;
+    int trellis;
+    int32_t class_of(size_t row, size_t column, int classes) const {
+        const int64_t code = (int64_t{row_codes[row]} + column_codes[column]) >> shift;
+        if (code < 0) return 0;
+        return code >= classes ? classes - 1 : static_cast<int32_t>(code);
+    }
+};
+
+class Trellis {
+   public:
+    explicit Trellis(int id);  // throws std::invalid_argument on an unknown id
+    static int quantizer(uint32_t state) { return static_cast<int>(state & 1U); }
+    uint32_t next(uint32_t state, int32_t index) const {
+        const uint32_t odd = static_cast<uint32_t>(index) & 1U;
+        return (state >> 1) ^ ((0U - odd) & on_parity_) ^ ((0U - (state & 1U)) & on_state_);
+    }
+
+   private:
+    uint32_t on_parity_;  // h1 >> 1
+    uint32_t on_state_;   // h0 >> 1
+};
+
+struct Steps {
+    const int8_t* offsets;      // [2, classes, 2] in 1/64 of the fine grid
+    int classes;
+    const float* column_steps;  // [columns]
+    const float* row_steps;     // [rows, groups]
+    const int32_t* groups;      // [columns]
+    size_t group_count;
+};
+
+// values [columns, rows] = (u + sgn(k) * offset) * (column step * row step), plain float32 in this order.
+void reconstruct(const Segment& segment, const int32_t* indices, const Steps& steps, float* values);
+
+}  // namespace trueaxis

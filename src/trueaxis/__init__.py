@@ -1,0 +1,54 @@
+"""trueaxis compresses trained language models: choose the coordinates, spend bits by rate–distortion, write real bytes.
+
+Example:
+    >>> import trueaxis
+    >>> report = trueaxis.compress("llama", "llama-3bit", bits=3, calibration=["text.txt"])  # doctest: +SKIP
+    >>> model = trueaxis.load("llama-3bit")                                                  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from trueaxis.recipe import Recipe
+from trueaxis.types import CalibrationError, CheckpointError, CompressionReport, FormatError, TensorReport, TrueaxisError
+
+if TYPE_CHECKING:
+    from trueaxis.compress import compress
+    from trueaxis.inspection import inspect
+    from trueaxis.runtime.load import load, unpack, verify
+
+__version__ = version("trueaxis")
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "CompressionReport",
+    "FormatError",
+    "Recipe",
+    "TensorReport",
+    "TrueaxisError",
+    "compress",
+    "inspect",
+    "load",
+    "unpack",
+    "verify",
+]
+
+_HOMES = {
+    "compress": "trueaxis.compress",
+    "inspect": "trueaxis.inspection",
+    "load": "trueaxis.runtime.load",
+    "unpack": "trueaxis.runtime.load",
+    "verify": "trueaxis.runtime.load",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports the heavier entry points (torch, transformers) when they are first used."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'trueaxis' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""Align: choose the coordinates in which a weight is cheapest to describe."""

@@ -1,0 +1,150 @@
+"""Assemble: quantized and exact tensors to the files of a compressed model, with an account of every byte.
+
+    outcomes of a pass ─▶ residual records, shared streams, tables ─┐
+    exact tensors ─▶ planes records ────────────────────────────────┴─▶ shards, config.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trueaxis import _core
+from trueaxis.container import CONFIG, Entry, Record, RecordType, config_hash, pack_shards
+from trueaxis.entropy.model import CLASSES, MAGNITUDES, Tables, pack_tables
+from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, segment
+from trueaxis.model.checkpoint import Checkpoint, check_finite
+from trueaxis.recipe import Rans
+from trueaxis.types import Array, Quantized, Weight
+
+SHARD_BYTES = 5 * 10**9
+
+
+@dataclass(frozen=True, eq=False)
+class Assembled:
+    """A compressed model in memory.
+
+    Attributes:
+        files: Name → bytes of the shards, their index, and config.json.
+        tensor_bytes: Name → bytes of its records and its share of shared streams and tables.
+        file_bytes: The rate's bytes: *.safetensors, their index, growth of config.json.
+        header_bytes: The part of them that belongs to no tensor.
+    """
+
+    files: Mapping[str, bytes]
+    tensor_bytes: Mapping[str, float]
+    file_bytes: int
+    header_bytes: int
+
+
+def exact_entry(checkpoint: Checkpoint, weight: Weight) -> Entry:
+    """A tensor stored byte for byte."""
+    import torch
+
+    tensor = checkpoint.tensor(weight.name)
+    check_finite(weight.name, tensor)
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, b"\0" + raw),))
+
+
+def alias_entries(checkpoint: Checkpoint) -> list[Entry]:
+    """Tensors that repeat another one."""
+    return [
+        Entry(name, tuple(checkpoint.entries[name].shape), checkpoint.entries[name].dtype,
+              (Record(RecordType.ALIAS, target.encode()),))
+        for name, target in checkpoint.aliases.items()
+    ]  # fmt: skip
+
+
+def count_symbols(matrices: Sequence[Quantized]) -> Array:
+    """Occurrences of |k| = 0..63 and beyond, uint64 [2, classes, 65], over all matrices."""
+    return _core.count_symbols(CLASSES, MAGNITUDES[-1], [segment(matrix) for matrix in matrices])
+
+
+def assemble(
+    checkpoint: Checkpoint,
+    matrices: Sequence[tuple[Weight, Quantized]],
+    exact: Sequence[Entry],
+    tables: Tables,
+    stage: Rans,
+    header: Mapping[str, Any],
+) -> Assembled:
+    """All files of the compressed model, in memory.
+
+    Args:
+        checkpoint: The original: its configuration and aliases.
+        matrices: Quantized matrices in the order of the forward pass.
+        exact: Tensors kept byte for byte.
+        tables: Fitted to these matrices.
+        stage: Lanes and chaining.
+        header: Facts of the model for its header.
+    """
+    groups = _shared_groups(matrices, stage)
+    number_of = {weight.name: number for number, group in enumerate(groups) for weight, _ in group}
+    streams = [pack_shared([matrix for _, matrix in group], tables, stage.lanes) for group in groups]
+    entries = [
+        Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.RESIDUAL, pack_residual(
+            matrix, tables, stage.lanes, stage.chain, number_of.get(weight.name))),))
+        for weight, matrix in matrices
+    ]  # fmt: skip
+    entries += [*exact, *alias_entries(checkpoint)]
+    model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
+    model_records += [Record(RecordType.STREAM, payload) for payload in streams]
+    config = {**checkpoint.config, "quantization_config": {"quant_method": "trueaxis", "version": 0}}
+    header = {**header, "config": config_hash(config), "parameters": checkpoint.parameters}
+    header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
+    header["copied"] = [file.name for file in checkpoint.files_to_copy()]
+    files = pack_shards(header, model_records, entries, SHARD_BYTES)
+    files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
+    weights_bytes = sum(len(data) for name, data in files.items() if name != CONFIG)
+    growth = len(files[CONFIG]) - header["config_bytes"]
+    account = _account(matrices, entries, model_records, groups, tables)
+    total = weights_bytes + max(0, growth)
+    return Assembled(files, account, total, total - round(sum(account.values())))
+
+
+def _shared_groups(matrices: Sequence[tuple[Weight, Quantized]], stage: Rans) -> list[list[tuple[Weight, Quantized]]]:
+    """Small matrices in order, a new group whenever one holds `chain` weights."""
+    groups: list[list[tuple[Weight, Quantized]]] = []
+    filled = stage.chain
+    for weight, matrix in matrices:
+        if weight.size >= SHARED_BELOW:
+            continue
+        if filled >= stage.chain:
+            groups.append([])
+            filled = 0
+        groups[-1].append((weight, matrix))
+        filled += weight.size
+    return groups
+
+
+def _account(
+    matrices: Sequence[tuple[Weight, Quantized]],
+    entries: Sequence[Entry],
+    model_records: Sequence[Record],
+    groups: Sequence[Sequence[tuple[Weight, Quantized]]],
+    tables: Tables,
+) -> dict[str, float]:
+    """Bytes per tensor; shared streams are divided by ideal code length, tables by number of weights."""
+    account = {entry.name: float(entry.stored_bytes) for entry in entries}
+    quantized = sum(weight.size for weight, _ in matrices)
+    for weight, _ in matrices:
+        account[weight.name] += model_records[0].stored_bytes * weight.size / quantized
+    for group, record in zip(groups, model_records[1:], strict=True):
+        ideal = np.array([_core.stream_bits(tables.coder, [segment(matrix)]) for _, matrix in group]) + 1e-9
+        for (weight, _), share in zip(group, ideal / ideal.sum(), strict=True):
+            account[weight.name] += record.stored_bytes * float(share)
+    return account
+
+
+def write_files(assembled: Assembled, checkpoint: Checkpoint, directory: Path) -> None:
+    """Writes the files of a compressed model and copies those that go along unchanged."""
+    for name, data in assembled.files.items():
+        (directory / name).write_bytes(data)
+    for file in checkpoint.files_to_copy():
+        (directory / file.name).write_bytes(file.read_bytes())

@@ -1,0 +1,186 @@
+"""The command line: every command is one Python call, and --json prints what that call returns as one object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from trueaxis.progress import Progress, silent
+from trueaxis.types import TrueaxisError
+
+DESCRIPTION = """\
+trueaxis compresses Hugging Face checkpoints to a size you choose.
+
+  trueaxis compress llama llama-3bit --bits 3 --calibration text.txt
+  trueaxis verify llama-3bit
+  trueaxis unpack llama-3bit llama-plain
+
+Bits are real: every byte of the weight files, their index and the growth of config.json,
+times 8, over all parameters of the original.
+"""
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "900MB", "1.5GB", "123456"; MB = 10⁶ bytes, MiB = 2²⁰.
+
+    Example:
+        >>> parse_size("1.5MB")
+        1500000
+    """
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 900MB, 1.5GB or 123456")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    from trueaxis import __version__
+    from trueaxis.recipe import NAMED
+
+    parser = argparse.ArgumentParser("trueaxis", description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"trueaxis {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    compress = commands.add_parser("compress", help="checkpoint to compressed directory, on target")
+    compress.add_argument("model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)")
+    compress.add_argument("out", metavar="OUT", help="directory to create; it appears whole or not at all")
+    target = compress.add_mutually_exclusive_group(required=True)
+    target.add_argument("--bits", type=float, metavar="B", help="bits per parameter of the whole file")
+    target.add_argument("--size", type=parse_size, metavar="SIZE", help="bytes of the whole file: 900MB, 1.5GB (MB = 10^6)")
+    compress.add_argument(
+        "--calibration", nargs="+", default=[], metavar="FILE", help="text, or token ids (.npy, integers [sequences, length])"
+    )
+    compress.add_argument("--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist")
+    compress.add_argument("--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file")
+    compress.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
+    compress.add_argument("--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N")
+    compress.add_argument("--device", default="cpu", metavar="D", help="torch device for calibration (default cpu)")
+    compress.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
+    compress.set_defaults(run=_compress)
+
+    for name, run, text in (
+        ("inspect", _inspect, "what a compressed directory holds and what its bytes are spent on"),
+        ("verify", _verify, "check every byte and decode every tensor; exit 1 and say what is damaged"),
+        ("unpack", _unpack, "compressed directory to an ordinary checkpoint that needs no trueaxis"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("out", metavar="OUT", help="directory written by 'trueaxis compress'")
+        command.set_defaults(run=run)
+    unpack = commands.choices["unpack"]
+    unpack.add_argument("directory", metavar="DIR", help="directory to create")
+    unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
+    unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 on success, 1 on bad input or a damaged file, 2 on wrong usage."""
+    options = build_parser().parse_args(arguments)
+    try:
+        result, text = options.run(options)
+    except TrueaxisError as error:
+        if options.json:
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+        print(f"trueaxis: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("trueaxis: interrupted; nothing was written", file=sys.stderr)
+        return 130
+    print(json.dumps(result) if options.json else text)
+    return 0
+
+
+Result = tuple[dict[str, Any], str]
+
+
+def _compress(options: argparse.Namespace) -> Result:
+    from trueaxis.compress import compress
+
+    with _progress_bar() as progress:
+        report = compress(
+            options.model, options.out, bits=options.bits, size=options.size, calibration=options.calibration,
+            statistics=options.statistics, recipe=options.recipe, seed=options.seed, threads=options.threads,
+            device=options.device, overwrite=options.overwrite, progress=progress,
+        )  # fmt: skip
+    result = asdict(report)
+    worst = max(result["tensors"], key=lambda row: row["relative_distortion"])
+    text = (
+        f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
+        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
+        f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
+    )
+    return result, text
+
+
+def _inspect(options: argparse.Namespace) -> Result:
+    from trueaxis.inspection import inspect
+
+    found = inspect(options.out)
+    lines = [
+        f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
+        f"{found['parameters']:,} parameters, format version {found['format_version']}",
+        "recipe: " + json.dumps(found["recipe"]["stages"]),
+        f"{'tensor':50} {'shape':>16} {'storage':>10} {'bits/weight':>12} {'gap':>8} {'rel. distortion':>16}",
+    ]
+    rows = {row["name"]: row for row in (found["report"] or {}).get("tensors", [])}
+    for tensor in found["tensors"]:
+        row = rows.get(tensor["name"])
+        figures = f"{row['bits_per_weight']:12.4f} {row['gap_bits']:8.4f} {row['relative_distortion']:16.3e}" if row else ""
+        shape = "×".join(map(str, tensor["shape"]))
+        lines.append(f"{tensor['name']:50} {shape:>16} {tensor['storage']:>10} {figures}")
+    return found, "\n".join(lines)
+
+
+def _verify(options: argparse.Namespace) -> Result:
+    from trueaxis.runtime.load import verify
+
+    found = verify(options.out)
+    return {"verified": True, **found}, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
+
+
+def _unpack(options: argparse.Namespace) -> Result:
+    from trueaxis.runtime.load import unpack
+
+    path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite)
+    return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
+
+
+class _progress_bar:  # noqa: N801 - reads as a function at its one use
+    """A bar with time left on a terminal, silence elsewhere."""
+
+    def __enter__(self) -> Progress:
+        self._bar = None
+        if not sys.stderr.isatty():
+            return silent
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description:12}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Bar(*columns, console=Console(stderr=True))
+        self._bar.start()
+        tasks: dict[str, Any] = {}
+
+        def show(stage: str, done: int, total: int) -> None:
+            if self._bar is not None:
+                task = tasks.setdefault(stage, self._bar.add_task(stage, total=total)) if stage not in tasks else tasks[stage]
+                self._bar.update(task, completed=done, total=total)
+
+        return show
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Entropy-code: integers in, bytes out; integer models only, so that both sides agree bit for bit."""

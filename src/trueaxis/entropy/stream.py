@@ -1,0 +1,275 @@
+"""Residual records: quantized matrices to bytes and back.
+
+    Quantized ─▶ side information (steps, scale codes) ─┐
+              ─▶ columns in file order ─▶ rANS streams ─┴─▶ payload of a `residual` record
+
+A strip is up to `lanes` adjacent columns in file order, (scale code, decoded step, index); the side information is
+decoded first in the original order, so no permutation is stored. Strips are chained into streams, and small matrices
+share streams with their neighbours. The byte layout is in docs/format.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from trueaxis import _core
+from trueaxis.entropy.model import CODES_PER_OCTAVE, Tables
+from trueaxis.entropy.varint import pack_varint, unpack_varint
+from trueaxis.quantize.grid import OCTAVE, column_groups, steps
+from trueaxis.types import Array, Contexts, FormatError, Grid, Quantized
+
+SHARED_BELOW = 1 << 18  # matrices with fewer weights share streams
+WEIGHTS_PER_BYTE = 1 << 20  # a payload claiming to hold more is refused before anything is allocated
+LARGEST_CODE = 1 << 20
+
+Segment = tuple[Array, Array, Array, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class ResidualHeader:
+    """A residual record up to its streams.
+
+    Attributes:
+        rows, columns: m and n.
+        grid, contexts: As in `Quantized`.
+        trellis: Trellis identifier.
+        centroids: Whether the tables' reconstruction offsets apply.
+        lanes: Columns side by side.
+        strips_per_stream: Strips chained into one stream.
+        shared: Number of the shared stream that holds the indices, or None.
+        streams: (stream bytes, escape bytes) of each own stream, in file order.
+    """
+
+    rows: int
+    columns: int
+    grid: Grid
+    contexts: Contexts
+    trellis: int
+    centroids: bool
+    lanes: int
+    strips_per_stream: int
+    shared: int | None
+    streams: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def file_order(grid: Grid, contexts: Contexts) -> Array:
+    """Columns in the order of the file: by scale code, then step, then index."""
+    return np.lexsort((grid.column_codes, contexts.column_codes))
+
+
+def segment(quantized: Quantized, part: slice = slice(None)) -> Segment:
+    """The coder's view of (a range of columns in file order of) a matrix."""
+    order = file_order(quantized.grid, quantized.contexts)[part]
+    contexts = quantized.contexts
+    return (
+        np.ascontiguousarray(quantized.indices[order]),
+        contexts.row_codes,
+        np.ascontiguousarray(contexts.column_codes[order]),
+        contexts.shift,
+        quantized.trellis,
+    )
+
+
+def parts(columns: int, lanes: int, strips_per_stream: int) -> list[slice]:
+    """Ranges of columns in file order, one per stream."""
+    width = lanes * strips_per_stream
+    return [slice(start, min(start + width, columns)) for start in range(0, columns, width)]
+
+
+def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, shared: int | None = None) -> bytes:
+    """Payload of a `residual` record; with `shared` the indices are left to that shared stream.
+
+    Args:
+        quantized: The matrix.
+        tables: The model's tables.
+        lanes: Columns side by side, 1 to 32.
+        chain: Weights that a stream should hold at least.
+        shared: Number of a shared stream, or None to code the indices here.
+    """
+    columns, rows = quantized.indices.shape
+    lanes = min(lanes, columns)
+    strips_per_stream = max(1, chain // (lanes * rows))
+    side, modes = _pack_side(quantized.grid, quantized.contexts)
+    head = bytes([quantized.trellis, quantized.grid.resolution, quantized.contexts.shift, modes | quantized.centroids << 4])
+    numbers = (quantized.grid.group, lanes, strips_per_stream, 0 if shared is None else shared + 1, len(side))
+    payload = head + b"".join(map(pack_varint, numbers)) + side
+    if shared is not None:
+        return payload
+    coded = [
+        _core.encode_stream(tables.coder, [segment(quantized, part)], lanes)
+        for part in parts(columns, lanes, strips_per_stream)
+    ]
+    lengths = b"".join(pack_varint(len(data)) for pair in coded for data in pair)
+    return payload + lengths + b"".join(data for pair in coded for data in pair)
+
+
+def unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
+    """Parses a `residual` record for a matrix [rows, columns]; the indices stay coded.
+
+    Raises:
+        FormatError: The payload is damaged or claims more than it can hold.
+    """
+    try:
+        return _unpack_residual(payload, rows, columns)
+    except (ValueError, IndexError) as error:
+        raise FormatError(f"residual record: {error}; the file is damaged") from error
+
+
+def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
+    trellis, resolution, shift, modes = payload[:4]
+    position = 4
+    numbers = []
+    for _ in range(5):
+        number, position = unpack_varint(payload, position)
+        numbers.append(number)
+    group, lanes, strips_per_stream, shared, side_bytes = numbers
+    if modes > 31 or resolution == 0 or OCTAVE % resolution or shift > 7 or not 1 <= lanes <= 32 or group < 1 or strips_per_stream < 1:
+        raise ValueError("a field of the header is out of range")
+    groups = -(-columns // group)
+    if max(rows * columns, rows * groups) > len(payload) * WEIGHTS_PER_BYTE:
+        raise ValueError(f"{len(payload)} bytes cannot hold [{rows}, {columns}]")
+    side = payload[position : position + side_bytes]
+    if len(side) != side_bytes:
+        raise ValueError("the side information is truncated")
+    grid, contexts = _unpack_side(side, rows, columns, group, resolution, shift, modes)
+    position += side_bytes
+    count = 0 if shared else len(parts(columns, lanes, strips_per_stream))
+    lengths = []
+    for _ in range(2 * count):
+        number, position = unpack_varint(payload, position)
+        lengths.append(number)
+    if position + sum(lengths) != len(payload):
+        raise ValueError(f"expected {position + sum(lengths)} bytes, found {len(payload)}")
+    bounds = position + np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    blobs = [payload[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    streams = tuple(zip(blobs[::2], blobs[1::2], strict=True))
+    return ResidualHeader(
+        rows, columns, grid, contexts, trellis, bool(modes >> 4), lanes, strips_per_stream,
+        shared - 1 if shared else None, streams,
+    )
+
+
+def decode_indices(header: ResidualHeader, tables: Tables) -> Array:
+    """k, int32 [n, m] in file order, of a matrix with its own streams.
+
+    Raises:
+        FormatError: A stream does not decode.
+    """
+    ranges = parts(header.columns, header.lanes, header.strips_per_stream)
+    decoded = [
+        _decode(tables, stream, escapes, [_description(header, part)], header.lanes)[0]
+        for part, (stream, escapes) in zip(ranges, header.streams, strict=True)
+    ]
+    return np.concatenate(decoded)
+
+
+def pack_shared(matrices: list[Quantized], tables: Tables, lanes: int) -> bytes:
+    """Payload of a `stream` record: the indices of several matrices in one chain."""
+    lanes = min(lanes, max(matrix.indices.shape[0] for matrix in matrices))
+    stream, escapes = _core.encode_stream(tables.coder, [segment(matrix) for matrix in matrices], lanes)
+    return pack_varint(lanes) + pack_varint(len(stream)) + stream + escapes
+
+
+def decode_shared(payload: bytes, headers: list[ResidualHeader], tables: Tables) -> list[Array]:
+    """Inverse of `pack_shared`: k [n, m] in file order of every matrix in the chain.
+
+    Raises:
+        FormatError: The stream does not decode.
+    """
+    try:
+        lanes, position = unpack_varint(payload, 0)
+        length, position = unpack_varint(payload, position)
+        if not 1 <= lanes <= 32 or position + length > len(payload):
+            raise ValueError("a field of the header is out of range")
+    except ValueError as error:
+        raise FormatError(f"stream record: {error}; the file is damaged") from error
+    stream, escapes = payload[position : position + length], payload[position + length :]
+    return _decode(tables, stream, escapes, [_description(header) for header in headers], lanes)
+
+
+def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
+    """Ŵ, float32 [m, n], from k in file order."""
+    order = file_order(header.grid, header.contexts)
+    values = _core.reconstruct(
+        indices,
+        header.contexts.row_codes,
+        np.ascontiguousarray(header.contexts.column_codes[order]),
+        header.contexts.shift,
+        header.trellis,
+        tables.offsets if header.centroids else np.zeros_like(tables.offsets),
+        steps(header.grid.column_codes[order], header.grid.resolution),
+        steps(header.grid.row_codes, header.grid.resolution),
+        np.ascontiguousarray(column_groups(header.grid)[order]),
+    )
+    weight = np.empty((header.rows, header.columns), np.float32)
+    weight[:, order] = values.T
+    return weight
+
+
+def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list, lanes: int) -> list[Array]:
+    try:
+        return _core.decode_stream(tables.coder, stream, escapes, descriptions, lanes)
+    except ValueError as error:
+        raise FormatError(f"stream: {error}; the file is damaged") from error
+
+
+def _description(header: ResidualHeader, part: slice = slice(None)) -> tuple[Array, Array, int, int]:
+    order = file_order(header.grid, header.contexts)[part]
+    codes = np.ascontiguousarray(header.contexts.column_codes[order])
+    return header.contexts.row_codes, codes, header.contexts.shift, header.trellis
+
+
+def _predicted_scale(column_codes: Array, resolution: int, shift: int) -> Array:
+    """Scale code expected from a column's step: a step one octave larger makes indices one octave smaller."""
+    return -((column_codes.astype(np.int64) * (CODES_PER_OCTAVE << shift)) // resolution)
+
+
+def _pack_side(grid: Grid, contexts: Contexts) -> tuple[bytes, int]:
+    """Side information and the mode bits of its four arrays: 0 around the median, 1 differences of neighbours."""
+    scale = contexts.column_codes - _predicted_scale(grid.column_codes, grid.resolution, contexts.shift)
+    values, modes = [], 0
+    for number, array in enumerate((grid.column_codes, grid.row_codes.reshape(-1), scale, contexts.row_codes)):
+        integers = np.asarray(array, np.int64)
+        choices = [_around_median(integers), _differences(integers)]
+        sizes = [len(_core.encode_integers(choice, _side_contexts([choice.size]))) for choice in choices]
+        mode = int(sizes[1] < sizes[0])
+        modes |= mode << number
+        values.append(choices[mode])
+    coded = _core.encode_integers(np.concatenate(values), _side_contexts([array.size for array in values]))
+    return coded, modes
+
+
+def _around_median(integers: Array) -> Array:
+    median = int(np.median(integers))
+    return np.concatenate([[median], integers - median]).astype(np.int32)
+
+
+def _differences(integers: Array) -> Array:
+    return np.concatenate([[0], np.diff(integers, prepend=0)]).astype(np.int32)
+
+
+def _side_contexts(lengths: list[int]) -> Array:
+    """The first number of each array has a context of its own."""
+    return np.concatenate([[2 * i] + [2 * i + 1] * (length - 1) for i, length in enumerate(lengths)]).astype(np.uint8)
+
+
+def _unpack_side(
+    side: bytes, rows: int, columns: int, group: int, resolution: int, shift: int, modes: int
+) -> tuple[Grid, Contexts]:
+    groups = -(-columns // group)
+    lengths = [columns + 1, rows * groups + 1, columns + 1, rows + 1]
+    coded = _core.decode_integers(side, _side_contexts(lengths)).astype(np.int64)
+    arrays = []
+    for number, array in enumerate(np.split(coded, np.cumsum(lengths)[:-1])):
+        body = np.cumsum(array[1:]) if modes >> number & 1 else array[1:] + array[0]
+        if body.size and np.abs(body).max() > LARGEST_CODE:
+            raise ValueError("a step or scale code is out of range")
+        arrays.append(body)
+    column_steps, row_steps, scale, row_scale = arrays
+    scale = scale + _predicted_scale(column_steps, resolution, shift)
+    grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, groups), resolution, group)
+    for codes in (grid.column_codes, grid.row_codes):
+        steps(codes, resolution)
+    return grid, Contexts(row_scale.astype(np.int32), scale.astype(np.int32), shift)

@@ -1,0 +1,1 @@
+"""Function: split an aligned weight into a structured function and a residual."""

@@ -1,0 +1,243 @@
+"""Compute with metrics: damp and factor them, carry them through a change of axes, and bound the rate.
+
+    Statistics ─▶ metric_for ─▶ Metric ─▶ distance, damped_cholesky      what an error costs
+                                   └────▶ limit_bits                     the bits that cost is worth
+
+Everything is NumPy float64. D = Σᵢ ρᵢ (eᵢ H eᵢᵀ) + Σᵢ εᵢ |eᵢ|², the metric of `types.Metric` without g.
+
+References: Cover & Thomas, Elements of Information Theory, 10.3.3 (reverse water-filling);
+WaterSIC, arXiv 2603.04956 (the same limit for a linear layer under E[x xᵀ]);
+Ledoit & Wolf 2004 (shrinkage of a covariance toward a multiple of the identity).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from trueaxis.metric.statistics import Statistics
+from trueaxis.types import Array, CalibrationError, Metric, TrueaxisError, Weight
+
+ZERO_METRIC_DAMPING = 1e-12  # what stands in for H = 0, where no scale is given
+
+
+def embedding_key(name: str) -> str:
+    """Key of the sensitivity of a tied matrix in its use as an embedding."""
+    return f"{name}#embedding"
+
+
+def head_key(name: str) -> str:
+    """Key of the sensitivity of a tied matrix in its use as a head."""
+    return f"{name}#head"
+
+
+def row_probabilities(token_counts: Array) -> Array:
+    """Weights of an embedding's rows: (count + ½) / Σ (count + ½), so that no token is free. float64 [m]."""
+    smoothed = token_counts.astype(np.float64) + 0.5
+    return smoothed / smoothed.sum()
+
+
+def metric_for(weight: Weight, statistics: Statistics) -> Metric:
+    """The metric of one matrix.
+
+    A linear layer or head takes H of its space; an embedding weighs its rows by how often they are looked up; a
+    tied matrix takes both, with the embedding's term in units of the head's sensitivity. A sensitivity that was
+    not measured is 1.
+
+    Args:
+        weight: Any matrix that is quantized; one without a space gets H = I.
+
+    Raises:
+        CalibrationError: The statistics lack the weight's space, or do not fit its shape.
+    """
+    sensitivities = statistics.sensitivities
+    if weight.role == "exact":
+        raise TrueaxisError(f"{weight.name}: is kept exactly and has no metric")
+    if weight.role == "embedding":
+        return Metric(None, _rows_of(weight, statistics), sensitivities.get(weight.name, 1.0))
+    if weight.space is None:
+        return Metric(None, None, sensitivities.get(weight.name, 1.0))
+    second_moment = statistics.second_moment(weight.space)
+    if second_moment.shape[0] != weight.shape[1]:
+        raise CalibrationError(
+            f"{weight.name}: metric is {list(second_moment.shape)} but the weight has {weight.shape[1]} inputs; "
+            "calibrate with the same model"
+        )
+    if weight.role != "tied":
+        return Metric(second_moment, None, sensitivities.get(weight.name, 1.0))
+    as_head = sensitivities.get(head_key(weight.name), 1.0)
+    as_embedding = sensitivities.get(embedding_key(weight.name), 1.0)
+    return Metric(second_moment, None, as_head, _rows_of(weight, statistics) * (as_embedding / as_head))
+
+
+def _rows_of(weight: Weight, statistics: Statistics) -> Array:
+    if statistics.token_counts.shape[0] != weight.shape[0]:
+        raise CalibrationError(
+            f"{weight.name}: statistics count {statistics.token_counts.shape[0]} tokens but the weight has "
+            f"{weight.shape[0]} rows; calibrate with the same model"
+        )
+    return row_probabilities(statistics.token_counts)
+
+
+def distance(error: Array, metric: Metric) -> float:
+    """D of an error E [m, n], without the sensitivity factor.
+
+    Example:
+        >>> distance(np.ones((2, 3)), Metric(2 * np.eye(3)))
+        12.0
+    """
+    error = np.asarray(error, np.float64)
+    squares = np.einsum("ij,ij->i", error, error)
+    rows = squares if metric.second_moment is None else np.einsum("ij,ij->i", error @ metric.second_moment, error)
+    total = rows.sum() if metric.row_weights is None else rows @ metric.row_weights
+    if metric.embedding_weights is not None:
+        total += squares @ metric.embedding_weights
+    return float(total)
+
+
+def damped_cholesky(second_moment: Array, start: float = 1e-6) -> tuple[Array, float]:
+    """Factor H + δI = C Cᵀ with the smallest δ of a ×10 ladder that lets the factorization succeed.
+
+    Args:
+        second_moment: H [n, n], symmetric up to rounding; need not be positive definite, may be zero.
+        start: First rung of the ladder, relative to the mean of H's diagonal.
+
+    Returns:
+        C [n, n] lower triangular with a positive diagonal, and the δ that was added.
+
+    Raises:
+        CalibrationError: H holds NaN or Inf.
+
+    Example:
+        >>> factor, damping = damped_cholesky(np.ones((3, 3)))
+        >>> np.allclose(factor @ factor.T, np.ones((3, 3)) + damping * np.eye(3))
+        True
+    """
+    import torch
+
+    if not np.isfinite(second_moment).all():
+        raise CalibrationError(f"metric {list(second_moment.shape)} holds NaN or Inf; calibrate again")
+    matrix = torch.from_numpy(np.asarray((second_moment + second_moment.T) / 2, np.float64))
+    scale = float(matrix.diagonal().abs().mean()) or float(matrix.abs().max())
+    identity = torch.eye(matrix.shape[0], dtype=torch.float64)
+    if scale < np.finfo(np.float64).tiny:
+        return math.sqrt(ZERO_METRIC_DAMPING) * identity.numpy(), ZERO_METRIC_DAMPING
+    relative = start
+    while True:  # ends: a multiple of I above the spectral radius, at most n · max |H|, is reached
+        factor, failure = torch.linalg.cholesky_ex(matrix + relative * scale * identity)
+        if not int(failure) and bool(torch.isfinite(factor).all()):
+            return factor.numpy(), relative * scale
+        relative = max(relative * 10, 1e-12)
+
+
+def transform(second_moment: Array, matrix: Array) -> Array:
+    """Metric of x′ = T x: H′ = T H Tᵀ. With W′ = W T⁻¹, D stays the same number."""
+    moved = matrix @ second_moment @ matrix.T
+    return (moved + moved.T) / 2
+
+
+def transform_output(output_metric: Array, matrix: Array) -> Array:
+    """Metric of y′ = S y: G′ = S⁻ᵀ G S⁻¹. With W′ = S W, D stays the same number."""
+    half = np.linalg.solve(matrix.T, output_metric)
+    moved = np.linalg.solve(matrix.T, half.T)
+    return (moved + moved.T) / 2
+
+
+def fold_norm(weight: Array, second_moment: Array, norm_weight: Array) -> tuple[Array, Array]:
+    """Move a norm's weight γ into the matrix that reads it: W·diag(γ), diag(1/γ)·H·diag(1/γ).
+
+    Where γ is 0 the input is 0 whatever the norm says: that column and its row and column of H become 0.
+
+    Returns:
+        The folded W [m, n] and H [n, n]; arguments are left as they are.
+    """
+    gamma = np.asarray(norm_weight, np.float64)
+    inverse = np.divide(1.0, gamma, out=np.zeros_like(gamma), where=gamma != 0)
+    return np.asarray(weight, np.float64) * gamma, second_moment * np.outer(inverse, inverse)
+
+
+def limit_bits(
+    second_moment: Array | None,
+    weight: Array,
+    distortion: float,
+    *,
+    row_weights: Array | None = None,
+    embedding_weights: Array | None = None,
+) -> float:
+    """Fewest bits per weight at which D is possible, if W's entries were i.i.d. N(0, σ²), σ² = mean(W²).
+
+    With vᵢⱼ = σ² (ρᵢ λⱼ + εᵢ) and λ the eigenvalues of H,
+        R(θ) = 1/(mn) Σᵢⱼ max(0, ½ log₂(vᵢⱼ/θ)),    D(θ) = Σᵢⱼ min(θ, vᵢⱼ).
+
+    Args:
+        second_moment: H [n, n], or None for the identity.
+        weight: W [m, n], the original with its norm folded.
+        distortion: D, summed over all rows, without the sensitivity factor.
+        row_weights: ρ [m], or None for ones.
+        embedding_weights: ε [m], or None for zeros.
+
+    Returns:
+        Bits per weight; 0 where D is no less than that of an all-zero matrix, inf for D = 0.
+
+    Example:
+        >>> round(limit_bits(np.eye(4), np.ones((8, 4)), 8 * 4 / 2**6), 9)
+        3.0
+    """
+    rows, columns = weight.shape
+    variance = float(np.mean(np.square(weight, dtype=np.float64)))
+    eigenvalues = np.ones(columns) if second_moment is None else _spectrum(second_moment)
+    per_row = np.stack(
+        [
+            np.ones(rows) if row_weights is None else row_weights,
+            np.zeros(rows) if embedding_weights is None else embedding_weights,
+        ],
+        axis=1,
+    )
+    # Rows with equal weights are one row taken several times: a vocabulary has few distinct counts.
+    kinds, repeats = np.unique(per_row, axis=0, return_counts=True)
+    variances = variance * (kinds[:, :1] * eigenvalues + kinds[:, 1:])
+    return _waterfill_bits(variances.ravel(), np.repeat(repeats, columns), distortion)
+
+
+def structured_limit_bits(second_moment: Array | None, weight: Array, distortion: float) -> float:
+    """`limit_bits` for rows i.i.d. N(0, Σ_W): reverse water-filling on the eigenvalues of Σ_W H.
+
+    Σ_W = (1 − s) WᵀW/m + s·t·I, t its mean diagonal, s = n/(n + m): the shrinkage fades as rows outnumber
+    columns. Lower than `limit_bits` where the rows of W share directions that H does not cancel.
+    """
+    rows, columns = weight.shape
+    weight = np.asarray(weight, np.float64)
+    covariance = weight.T @ weight / rows
+    shrinkage = columns / (columns + rows)
+    covariance = (1 - shrinkage) * covariance + shrinkage * (np.trace(covariance) / columns) * np.eye(columns)
+    if second_moment is not None:
+        values, vectors = np.linalg.eigh((second_moment + second_moment.T) / 2)
+        root = vectors * np.sqrt(np.maximum(values, 0))
+        covariance = root.T @ covariance @ root  # same nonzero eigenvalues as Σ_W H, and symmetric
+    return _waterfill_bits(_spectrum(covariance), np.full(columns, rows), distortion)
+
+
+def _spectrum(matrix: Array) -> Array:
+    return np.maximum(np.linalg.eigvalsh((matrix + matrix.T) / 2), 0)
+
+
+def _waterfill_bits(variances: Array, repeats: Array, distortion: float) -> float:
+    """Reverse water-filling over independent Gaussians, variances[i] occurring repeats[i] times.
+
+    D(θ) is piecewise linear between sorted variances: find the piece, solve it.
+    """
+    if distortion <= 0:
+        return math.inf if variances.max(initial=0) > 0 else 0.0
+    order = np.argsort(variances)
+    variances, repeats = variances[order], repeats[order].astype(np.float64)
+    below = np.concatenate([[0.0], np.cumsum(repeats * variances)])
+    above = repeats.sum() - np.concatenate([[0.0], np.cumsum(repeats)])
+    # reached[i] = D at θ = variances[i]: smaller ones are drowned, the others contribute θ each.
+    reached = below[:-1] + above[:-1] * variances
+    piece = int(np.searchsorted(reached, distortion))
+    if piece == variances.size:
+        return 0.0
+    level = (distortion - below[piece]) / above[piece]
+    dry = variances > level
+    return float(0.5 * (repeats[dry] @ np.log2(variances[dry] / level)) / repeats.sum())

@@ -1,0 +1,192 @@
+"""The statistics of a checkpoint's activations: sums that can be saved, merged and reused.
+
+    calibrate ─▶ Statistics ─▶ metric_for(weight) ─▶ align, quantize
+                    │  ▲
+                  save, load_statistics, merge
+
+Everything is a float64 *sum* over tokens, so parts of a text calibrated apart merge into the whole. A file says
+which checkpoint and which sequences it was made from; it is refused for any other checkpoint, and two files that
+share sequences do not merge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trueaxis.metric.sketch import keep_smallest
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.types import Array, CalibrationError
+
+_FORMAT = "trueaxis-statistics"
+_VERSION = 1
+
+
+class Chunk(NamedTuple):
+    """Sequences first to last (inclusive) of the token file with this hash, each of `length` tokens."""
+
+    text: str
+    first: int
+    last: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration measured.
+
+    Attributes:
+        sums: Space → Σ x xᵀ, float64 [n, n].
+        totals: Space → Σ x, float64 [n].
+        tokens: Space → number of tokens summed.
+        token_counts: int64 [vocabulary], how often each token was read.
+        fingerprint: `Checkpoint.fingerprint` of the model that was run.
+        chunks: The sequences that were read.
+        shingles: uint64, sorted hashes of the text's shingles, see sketch.py.
+        sensitivities: Name of a weight → KL in nats per unit of D; for a tied matrix under "NAME#embedding"
+            and "NAME#head". May be empty.
+    """
+
+    sums: Mapping[str, Array]
+    totals: Mapping[str, Array]
+    tokens: Mapping[str, int]
+    token_counts: Array
+    fingerprint: str
+    chunks: tuple[Chunk, ...]
+    shingles: Array
+    sensitivities: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def text_hashes(self) -> tuple[str, ...]:
+        """Hashes of the token files read, sorted."""
+        return tuple(sorted({chunk.text for chunk in self.chunks}))
+
+    def second_moment(self, space: str) -> Array:
+        """H = Σ x xᵀ / tokens, float64 [n, n].
+
+        Raises:
+            CalibrationError: The space was not calibrated.
+        """
+        if space not in self.sums:
+            raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
+        return self.sums[space] / self.tokens[space]
+
+    def mean(self, space: str) -> Array:
+        """E[x], float64 [n]."""
+        if space not in self.totals:
+            raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
+        return self.totals[space] / self.tokens[space]
+
+    def require(self, checkpoint: Checkpoint) -> None:
+        """Raise CalibrationError unless these statistics are of this checkpoint."""
+        if self.fingerprint != checkpoint.fingerprint:
+            raise CalibrationError(
+                f"the statistics are of another checkpoint: expected {checkpoint.fingerprint} ({checkpoint.path}), "
+                f"found {self.fingerprint}; calibrate again with this one"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; `load_statistics` reads it back bit for bit."""
+        from safetensors.numpy import save_file
+
+        tensors = {f"sum/{space}": value for space, value in self.sums.items()}
+        tensors |= {f"total/{space}": value for space, value in self.totals.items()}
+        tensors |= {"token_counts": self.token_counts, "shingles": self.shingles}
+        header = {
+            "version": _VERSION,
+            "fingerprint": self.fingerprint,
+            "tokens": dict(self.tokens),
+            "chunks": self.chunks,
+            "sensitivities": dict(self.sensitivities),
+        }
+        contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+        save_file(contiguous, path, metadata={_FORMAT: json.dumps(header, sort_keys=True)})
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Read a file that `Statistics.save` wrote; call `require` before using it with a checkpoint.
+
+    Raises:
+        CalibrationError: The file is missing, damaged, or no statistics file of this version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            header = json.loads((file.metadata() or {}).get(_FORMAT, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CalibrationError(f"{path}: is missing or no readable statistics file ({error})") from error
+    if not isinstance(header, dict) or header.get("version") != _VERSION:
+        found = header.get("version") if isinstance(header, dict) else None
+        raise CalibrationError(f"{path}: expected statistics of version {_VERSION}, found {found}; calibrate again")
+    try:
+        return _assemble(header, tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CalibrationError(f"{path}: the statistics are incomplete ({error!r}); calibrate again") from error
+
+
+def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
+    tokens = {str(space): int(count) for space, count in header["tokens"].items()}
+    sums = {space: tensors[f"sum/{space}"] for space in tokens}
+    totals = {space: tensors[f"total/{space}"] for space in tokens}
+    for space, count in tokens.items():
+        width = totals[space].shape[0]
+        if sums[space].shape != (width, width) or count < 1:
+            raise ValueError(f"{space}: Σ x xᵀ is {list(sums[space].shape)}, Σ x [{width}], over {count} tokens")
+    return Statistics(
+        sums,
+        totals,
+        tokens,
+        tensors["token_counts"],
+        str(header["fingerprint"]),
+        tuple(Chunk(str(text), int(first), int(last), int(length)) for text, first, last, length in header["chunks"]),
+        tensors["shingles"],
+        {str(name): float(value) for name, value in header["sensitivities"].items()},
+    )
+
+
+def merge(first: Statistics, second: Statistics) -> Statistics:
+    """Statistics of two texts as if they had been calibrated on as one.
+
+    Sums, counts and chunk lists add up; sensitivities measured on both are averaged by their numbers of tokens.
+
+    Raises:
+        CalibrationError: They are of different checkpoints, or some sequence is in both.
+    """
+    if first.fingerprint != second.fingerprint:
+        raise CalibrationError(
+            f"cannot merge statistics of different checkpoints: {first.fingerprint} and {second.fingerprint}"
+        )
+    if first.sums.keys() != second.sums.keys():
+        raise CalibrationError("cannot merge statistics of different input spaces; calibrate both the same way")
+    for one in first.chunks:
+        for other in second.chunks:
+            if one.text == other.text and one.first <= other.last and other.first <= one.last:
+                raise CalibrationError(
+                    f"cannot merge statistics that share text: sequences {max(one.first, other.first)} to "
+                    f"{min(one.last, other.last)} of {one.text} are in both; calibrate on separate sequences"
+                )
+    return Statistics(
+        {space: first.sums[space] + second.sums[space] for space in first.sums},
+        {space: first.totals[space] + second.totals[space] for space in first.totals},
+        {space: first.tokens[space] + second.tokens[space] for space in first.tokens},
+        first.token_counts + second.token_counts,
+        first.fingerprint,
+        tuple(sorted(first.chunks + second.chunks)),
+        keep_smallest(np.union1d(first.shingles, second.shingles)),
+        _average_sensitivities(first, second),
+    )
+
+
+def _average_sensitivities(first: Statistics, second: Statistics) -> dict[str, float]:
+    averaged = {**first.sensitivities, **second.sensitivities}
+    weight = first.token_counts.sum() / (first.token_counts.sum() + second.token_counts.sum())
+    for name in first.sensitivities.keys() & second.sensitivities.keys():
+        averaged[name] = float(weight * first.sensitivities[name] + (1 - weight) * second.sensitivities[name])
+    return averaged

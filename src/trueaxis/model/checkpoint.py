@@ -1,0 +1,245 @@
+"""Read a Hugging Face checkpoint directory lazily, by the names its tensors have there.
+
+    directory ─▶ config.json ─▶ headers of the safetensors shards ─▶ Checkpoint ─▶ one tensor at a time
+
+Opening reads headers only. Whatever is missing or damaged is a `CheckpointError` that names the file or the
+tensor. Pickled weights are never read, and code in the directory is neither run nor copied.
+
+Reference: https://github.com/huggingface/safetensors (format).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from trueaxis.types import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
+
+WEIGHT_DTYPES = ("F32", "F16", "BF16")
+EMBEDDING_NAME = "model.embed_tokens.weight"
+HEAD_NAME = "lm_head.weight"
+_SINGLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl")
+_COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".md")
+_READ_BYTES = 1 << 22
+
+
+class Entry(NamedTuple):
+    """Where one tensor lies: its shape, the safetensors name of its dtype, and the shard's file name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose headers have been read; make one with `Checkpoint.open`.
+
+    Attributes:
+        path: The directory.
+        config: config.json as it stands.
+        entries: Every stored tensor by name, in shard order.
+        aliases: Names that are stored but only repeat another tensor (the head of a tied model), with the name
+            they repeat.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    entries: Mapping[str, Entry]
+    aliases: Mapping[str, str]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Checkpoint:
+        """Read config.json and the headers of all shards.
+
+        Args:
+            path: Directory with config.json and model.safetensors, or shards with their index.
+
+        Raises:
+            CheckpointError: Something is missing, damaged, or of a dtype that is not a weight's.
+
+        Example:
+            >>> Checkpoint.open("models/pycode-6m").parameters  # doctest: +SKIP
+            6524160
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            raise CheckpointError(f"{directory}: expected a checkpoint directory, found none; check the path")
+        config = _read_json(directory / "config.json")
+        if "quantization_config" in config:
+            raise CheckpointError(
+                f"{directory / 'config.json'}: expected an unquantized checkpoint, found a quantization_config; "
+                "start from the original weights"
+            )
+        entries = _read_entries(directory)
+        for name, entry in entries.items():
+            _check_dtype(name, entry)
+        unaliased = cls(directory, config, entries, {})
+        return cls(directory, config, entries, _find_aliases(unaliased))
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor in its own dtype.
+
+        Raises:
+            CheckpointError: The checkpoint has no such tensor, or its shard cannot be read.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if name not in self.entries:
+            raise CheckpointError(f"{name}: no such tensor in {self.path}")
+        file = self.path / self.entries[name].file
+        try:
+            with safe_open(file, framework="pt") as shard:
+                return shard.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{name}: cannot be read from {file} ({error}); fetch the file again") from error
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters; tied ones count once."""
+        return sum(math.prod(entry.shape) for name, entry in self.entries.items() if name not in self.aliases)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the configuration and of every byte of every shard: 32 hex digits (BLAKE2b, 16 bytes)."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(json.dumps(self.config, sort_keys=True).encode())
+        for file in self.shards:
+            digest.update(f"\0{file}\0{(self.path / file).stat().st_size}\0".encode())
+            with open(self.path / file, "rb") as stream:
+                while block := stream.read(_READ_BYTES):
+                    digest.update(block)
+        return digest.hexdigest()
+
+    @cached_property
+    def shards(self) -> tuple[str, ...]:
+        """File names of the shards, sorted."""
+        return tuple(sorted({entry.file for entry in self.entries.values()}))
+
+    def files_to_copy(self) -> tuple[Path, ...]:
+        """Files that belong to the checkpoint but hold no weights: tokenizer, generation settings, licence.
+
+        config.json and weight indices are left out (the output writes its own), as are code and pickles.
+        """
+        return tuple(file for file in sorted(self.path.iterdir()) if file.is_file() and _is_copied(file.name))
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise CheckpointError if a tensor holds NaN or Inf."""
+    import torch
+
+    finite = torch.isfinite(tensor)
+    if not bool(finite.all()):
+        count = int((~finite).sum())
+        raise CheckpointError(
+            f"{name}: expected finite values, found {count} NaN or Inf among {tensor.numel()}; repair the checkpoint"
+        )
+
+
+def _is_copied(file_name: str) -> bool:
+    if file_name == "config.json" or file_name.endswith(".index.json") or file_name.startswith("."):
+        return False
+    if Path(file_name).suffix in (".py", *_PICKLE_SUFFIXES):
+        return False
+    return file_name.endswith(_COPIED_SUFFIXES) or file_name.upper().startswith("LICENSE")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file}: expected this file in the checkpoint, found none") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: is not readable JSON ({error}); fetch the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_entries(directory: Path) -> dict[str, Entry]:
+    if (directory / _SINGLE_FILE).is_file():
+        return _read_header(directory / _SINGLE_FILE)
+    if not (directory / _INDEX_FILE).is_file():
+        raise CheckpointError(_no_weights(directory))
+    weight_map = _read_json(directory / _INDEX_FILE).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{directory / _INDEX_FILE}: expected a weight_map from tensor to shard, found none")
+    entries: dict[str, Entry] = {}
+    for file_name in sorted({str(value) for value in weight_map.values()}):
+        if Path(file_name).name != file_name or not file_name.endswith(".safetensors"):
+            raise CheckpointError(f"{directory / _INDEX_FILE}: {file_name!r} is not a shard beside the index")
+        found = _read_header(directory / file_name)
+        expected = {name for name, value in weight_map.items() if value == file_name}
+        if missing := sorted(expected - found.keys()):
+            raise CheckpointError(
+                f"{missing[0]}: the index places it in {file_name}, which lacks it "
+                f"({len(missing)} such tensors); fetch index and shards again"
+            )
+        if unlisted := sorted(found.keys() - expected):
+            raise CheckpointError(
+                f"{unlisted[0]}: is in {file_name}, but the index does not place it there "
+                f"({len(unlisted)} such tensors); fetch index and shards again"
+            )
+        entries.update(found)
+    return entries
+
+
+def _read_header(file: Path) -> dict[str, Entry]:
+    from safetensors import SafetensorError, safe_open
+
+    if not file.is_file():
+        raise CheckpointError(f"{file}: the index names this shard, but it is missing; fetch it")
+    try:
+        # NumPy is enough to read headers, and keeps opening a checkpoint free of torch.
+        with safe_open(file, framework="np") as shard:
+            entries = {}
+            for name in shard.offset_keys():
+                view = shard.get_slice(name)
+                entries[name] = Entry(tuple(view.get_shape()), view.get_dtype(), file.name)
+            return entries
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: is truncated or damaged ({error}); fetch the file again") from error
+
+
+def _no_weights(directory: Path) -> str:
+    pickles = sorted(file.name for file in directory.iterdir() if file.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        return f"{directory}: found only pickled weights ({pickles[0]}), which are not read; convert to safetensors"
+    return f"{directory}: expected {_SINGLE_FILE} or {_INDEX_FILE}, found neither"
+
+
+def _check_dtype(name: str, entry: Entry) -> None:
+    if entry.dtype not in WEIGHT_DTYPES:
+        raise CheckpointError(
+            f"{name}: expected one of {', '.join(WEIGHT_DTYPES)}, found {entry.dtype} in {entry.file}; "
+            "start from the unquantized checkpoint"
+        )
+
+
+def _find_aliases(checkpoint: Checkpoint) -> dict[str, str]:
+    """The stored head of a tied model repeats the embedding; a different one contradicts the configuration."""
+    import torch
+
+    stored = HEAD_NAME in checkpoint.entries and EMBEDDING_NAME in checkpoint.entries
+    if not checkpoint.config.get("tie_word_embeddings", False) or not stored:
+        return {}
+    head, embedding = checkpoint.tensor(HEAD_NAME), checkpoint.tensor(EMBEDDING_NAME)
+    same_kind = head.dtype == embedding.dtype and head.shape == embedding.shape
+    # Compared as bytes: NaN equals itself, and −0 is not 0.
+    if same_kind and torch.equal(head.contiguous().view(torch.uint8), embedding.contiguous().view(torch.uint8)):
+        return {HEAD_NAME: EMBEDDING_NAME}
+    raise CheckpointError(
+        f"{HEAD_NAME}: config.json ties it to {EMBEDDING_NAME}, but the stored tensors differ; "
+        "set tie_word_embeddings to false or remove the head"
+    )

@@ -1,0 +1,1 @@
+"""Quantize: weights and a metric in, integers on a grid out."""

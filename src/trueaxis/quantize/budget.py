@@ -1,0 +1,133 @@
+"""Rate control: the c whose file is at most the target and as little below it as possible.
+
+    c ─▶ quantize all matrices, fit tables, encode, count bytes ─▶ next c
+
+Every candidate is a real encoding; nothing is padded and nothing is estimated but the starting point. Passes also
+teach the coder's tables to rounding, so the size at one c drifts a little from pass to pass and the search goes on
+from what the last pass found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+from trueaxis.quantize.plan import Plan
+from trueaxis.types import TrueaxisError
+
+AIM = 0.997  # of the target; what the search heads for
+ENOUGH = 0.992  # of the target; less than this is searched on
+PASSES = 14
+LEARNING_PASSES = 2
+WIDEST = 20.0  # octaves of c above the first guess at which everything is zero
+
+
+class Sized(Protocol):
+    """Result of a pass."""
+
+    @property
+    def file_bytes(self) -> int:
+        """Real bytes of the whole file."""
+        ...
+
+
+P = TypeVar("P", bound=Sized)
+
+
+def first_c(plans: Sequence[Plan], target_bits: float) -> float:
+    """c at which Gaussian columns would take `target_bits` in total, with ½ log₂(1 + 17 σ²/Δ²) bits per weight."""
+    energies, counts = [], []
+    for plan in plans:
+        groups = np.arange(plan.weight.shape[1]) // plan.group
+        scaled = plan.weight / (2 * plan.column_steps * plan.row_steps[:, groups])
+        energies.append(np.mean(np.square(scaled, dtype=np.float64), axis=0))
+        counts.append(np.full(plan.weight.shape[1], plan.weight.shape[0]))
+    energy, count = np.concatenate(energies), np.concatenate(counts)
+    low, high = -60.0, 60.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        bits = float((count * 0.5 * np.log2(1 + 17 * energy / 4.0**middle)).sum())
+        low, high = (middle, high) if bits > target_bits else (low, middle)
+    return 2.0**high
+
+
+@dataclass
+class _Search(Generic[P]):
+    """Bracket of log₂ c: `above` is too small a step (file above target), `below` fits."""
+
+    target: int
+    above: tuple[float, int] | None = None
+    below: tuple[float, int] | None = None
+    best: P | None = None
+    slope: float = 0.0
+    history: list[tuple[float, int]] = field(default_factory=list)
+
+    def record(self, position: float, result: P) -> None:
+        size = result.file_bytes
+        if size <= self.target:
+            self.below = position, size
+            if self.best is None or size > self.best.file_bytes:
+                self.best = result
+        else:
+            self.above = position, size
+        if self.history and abs(position - self.history[-1][0]) > 1e-6:
+            found = (size - self.history[-1][1]) / (position - self.history[-1][0])
+            self.slope = found if found < 0 else self.slope
+        self.history.append((position, size))
+
+    def next(self) -> float:
+        position, size = self.history[-1]
+        step = (self.target * AIM - size) / self.slope
+        guess = position + float(np.clip(step, -4.0, 4.0))
+        if self.above and self.below and self.below[0] > self.above[0]:
+            low, high = self.above[0], self.below[0]
+            if not low < guess < high:
+                guess = (low + high) / 2
+        return guess
+
+
+def search(run: Callable[[float], P], start: float, weights: int, target: int, fixed: int) -> P:
+    """Runs passes until the file fits the target closely.
+
+    Args:
+        run: One pass at c; later passes may profit from tables learned by earlier ones.
+        start: First c.
+        weights: Quantized weights, for the first slope.
+        target: Bytes not to exceed.
+        fixed: Bytes that no step changes, for the message of an unreachable target.
+
+    Raises:
+        TrueaxisError: Even with every quantized weight zero the file is above the target; says the minimum.
+    """
+    if fixed > target:
+        raise TrueaxisError(_too_small(target, fixed))
+    state: _Search[P] = _Search(target, slope=-weights / 8)
+    position, first = math.log2(start), math.log2(start)
+    for number in range(PASSES):
+        result = run(2.0**position)
+        state.record(position, result)
+        fits = target * ENOUGH <= result.file_bytes <= target
+        if fits and number >= LEARNING_PASSES:
+            return result
+        if number < LEARNING_PASSES:
+            state.best = state.above = state.below = None
+        position = state.next()
+        if position > first + WIDEST:
+            break
+    if state.best is not None:
+        return state.best
+    smallest = run(2.0 ** (first + WIDEST))
+    if smallest.file_bytes > target:
+        raise TrueaxisError(_too_small(target, smallest.file_bytes))
+    return smallest
+
+
+def _too_small(target: int, minimum: int) -> str:
+    return (
+        f"target of {target} bytes is below the smallest reachable size, about {minimum} bytes: norms, headers and side "
+        "information need that much; raise --bits or --size"
+    )

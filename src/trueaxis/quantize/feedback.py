@@ -1,0 +1,104 @@
+"""Noise feedback: carries out a plan at one c. One loop over blocks of columns, every block a matrix product.
+
+    t_j = w_j − Σ_{i>j} e_i C_ij / C_jj      k_j = round(t_j / Δ_j)      e_j = ŵ_j − w_j      D = ‖E C‖²
+
+Columns are visited from the last to the first in the plan's order. Inside a block the C++ core rounds column by column
+(cpp/feedback.hpp); the errors of a finished block then reach all remaining columns by one product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trueaxis import _core
+from trueaxis.entropy.model import CLASSES, CODES_PER_OCTAVE, ZERO_CLASS, Tables
+from trueaxis.quantize.grid import OCTAVE, column_groups, nearest_codes, resolution_for, steps
+from trueaxis.quantize.plan import Plan, row_scale_codes, shift_for
+from trueaxis.types import Array, Contexts, Grid, Quantized
+
+BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One quantized matrix and what the next pass can learn from it.
+
+    Attributes:
+        quantized: The integers.
+        errors: Ŵ − W [m, n] float32.
+        residual_sums, residual_counts: float64 [classes, 2], for centroids.
+    """
+
+    quantized: Quantized
+    errors: Array
+    residual_sums: Array
+    residual_counts: Array
+
+
+def grid_at(plan: Plan, c: float) -> Grid:
+    """The plan's steps times c, as codes of the file.
+
+    c goes to the codes that differ from each other, so that the size of the file is a smooth function of c.
+    """
+    rows, columns = plan.weight.shape
+    varied_columns, varied_rows = np.ptp(plan.column_steps) > 0, np.ptp(plan.row_steps) > 0
+    samples = rows if varied_columns else min(plan.group, columns)
+    resolution = resolution_for(samples) if varied_columns or varied_rows else OCTAVE
+    to_columns, to_rows = (c, 1.0) if varied_columns else (1.0, c)
+    return Grid(
+        nearest_codes(plan.column_steps * to_columns, resolution),
+        nearest_codes(plan.row_steps * to_rows, resolution),
+        resolution,
+        plan.group,
+    )
+
+
+def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
+    """Carries out `plan` with every step times c, rounding against the coder's `tables`.
+
+    Args:
+        plan: From one of the planners.
+        c: Common factor of all steps.
+        tables: Code lengths and reconstruction offsets to round with; the offsets must be those of the file.
+    """
+    rows, columns = plan.weight.shape
+    grid = grid_at(plan, c)
+    shift = shift_for(rows)
+    row_codes = row_scale_codes(plan)
+    order = plan.order
+    column_steps = steps(grid.column_codes[order], grid.resolution)
+    row_steps = np.ascontiguousarray(steps(grid.row_codes, grid.resolution))
+    groups = np.ascontiguousarray(column_groups(grid)[order])
+    weights = np.ascontiguousarray(plan.weight.T[order])
+    targets = torch.from_numpy(weights.copy())
+    indices = np.empty((columns, rows), np.int32)
+    errors = np.empty((columns, rows), np.float32)
+    column_codes = np.empty(columns, np.int32)
+    sums, counts = np.zeros((CLASSES, 2)), np.zeros((CLASSES, 2))
+    offsets = tables.offsets[0].astype(np.float32) / 64 if plan.centroids else np.zeros((CLASSES, 2), np.float32)
+    bits = np.ascontiguousarray(tables.code_bits()[0])
+    for stop in range(columns, 0, -BLOCK):
+        start = max(0, stop - BLOCK)
+        block = slice(start, stop)
+        feedback = None if plan.feedback is None else np.ascontiguousarray(plan.feedback[block, block])
+        indices[block], errors[block], column_codes[block] = _core.quantize_block(
+            weights[block], targets[block].numpy(), feedback, column_steps[block], row_steps, groups[block],
+            row_codes, shift, CODES_PER_OCTAVE << shift, (ZERO_CLASS << shift) + (1 << shift) // 2,
+            bits, offsets, tables.escape_orders, 4.0 * plan.rate_weight, sums, counts,
+        )  # fmt: skip
+        if plan.feedback is not None and start > 0:
+            factor = torch.from_numpy(plan.feedback[block, :start])
+            targets[:start] -= factor.T @ torch.from_numpy(errors[block])
+    return _in_original_order(plan, grid, Contexts(row_codes, column_codes, shift), indices, errors, sums, counts)
+
+
+def _in_original_order(
+    plan: Plan, grid: Grid, contexts: Contexts, indices: Array, errors: Array, sums: Array, counts: Array
+) -> Outcome:
+    back = np.argsort(plan.order)
+    contexts = Contexts(contexts.row_codes, np.ascontiguousarray(contexts.column_codes[back]), contexts.shift)
+    quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, centroids=plan.centroids)
+    return Outcome(quantized, np.ascontiguousarray(errors[back].T), sums, counts)

@@ -1,0 +1,233 @@
+"""Plans: what a quantizer type of the recipe decides about one matrix before any bits are spent.
+
+A plan holds the visiting order, the feedback factor, and the steps for c = 1. One function, `feedback.quantize`, then
+carries out every plan; quantizer types differ in nothing but the plan they make. All steps are fine-grid steps: a
+scalar quantizer's step is two of them.
+
+References: GPTQ (arXiv:2210.17323); steps c / C_jj and the order, WaterSIC (arXiv:2603.04956) and docs/theory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trueaxis.entropy.model import CODES_PER_OCTAVE
+from trueaxis.metric.metric import damped_cholesky
+from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
+from trueaxis.types import Array, Metric, Weight
+
+TINY = 1e-30
+ROWS_FOR_COLUMN_STEPS = 16  # shorter columns share one step: a step of their own would cost more than it saves
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """Cholesky factor of a damped metric in visiting order: `order` [n], `lower` C [n, n] float64."""
+
+    order: Array
+    lower: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """How one matrix is to be quantized.
+
+    Attributes:
+        weight: W [m, n] float32.
+        metric: What its errors cost.
+        order: int [n]; columns are visited from the last entry to the first.
+        feedback: float32 [n, n] in visiting order, C_ij / C_jj; None for no feedback.
+        column_steps, row_steps: float64 [n] and [m, groups], the fine steps at c = 1.
+        group: Columns per group of `row_steps`.
+        rate_weight: λ of rounding in scalar steps squared per bit.
+        centroids: Whether values are reconstructed at the coded centroids or at the grid points themselves.
+    """
+
+    weight: Array
+    metric: Metric
+    order: Array
+    feedback: Array | None
+    column_steps: Array
+    row_steps: Array
+    group: int
+    rate_weight: float
+    centroids: bool
+
+    def scaled(self, factor: float) -> Plan:
+        """The same plan with every step times `factor`."""
+        return replace(self, row_steps=self.row_steps * factor)
+
+    @property
+    def mean_log_step(self) -> float:
+        """Mean of log₂ step over the weights."""
+        return float(np.log2(self.column_steps).mean() + np.log2(self.row_steps).mean())
+
+
+def factorize(matrix: Array, damping: float, ascending: bool = False) -> Factor:
+    """Orders columns by energy H_jj and factorizes; descending means that the lowest energy is visited first."""
+    energy = np.diag(matrix)
+    order = np.argsort(energy if ascending else -energy, kind="stable")
+    lower, _ = damped_cholesky(matrix[np.ix_(order, order)], damping)
+    return Factor(order, lower)
+
+
+def effective_moment(metric: Metric, columns: int) -> Array | None:
+    """The one input metric that the feedback uses: H, plus the mean embedding weight where the matrix is tied."""
+    if metric.second_moment is None or metric.embedding_weights is None:
+        return metric.second_moment
+    return metric.second_moment + float(metric.embedding_weights.mean()) * np.eye(columns)
+
+
+def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
+    """Steps c / (√g C_jj), per row 1 / √(row weight)."""
+    rows, columns = weight.shape
+    unit = 0.5 / np.sqrt(metric.sensitivity)
+    order, feedback, column_steps = np.arange(columns), None, np.full(columns, unit)
+    if metric.second_moment is not None:
+        found = factor(stage.damping)
+        order, feedback = found.order, _unit_columns(found.lower)
+        diagonal = np.maximum(np.diag(found.lower), TINY)
+        if rows < ROWS_FOR_COLUMN_STEPS:
+            diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
+        column_steps[order] = unit / diagonal
+    row_steps = 1.0 / np.sqrt(np.maximum(row_importance(metric, rows), TINY))
+    return Plan(
+        weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True
+    )
+
+
+def row_importance(metric: Metric, rows: int) -> Array:
+    """Weight of each row's error relative to the mean metric [m]."""
+    if metric.row_weights is not None:
+        return metric.row_weights
+    if metric.embedding_weights is None or metric.second_moment is None:
+        return np.ones(rows)
+    head = float(np.diag(metric.second_moment).mean())
+    return (head + metric.embedding_weights) / (head + float(metric.embedding_weights.mean()))
+
+
+def plan_rtn(stage: RoundToNearest, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
+    """One step per row from its largest magnitude; no feedback."""
+    rows, columns = weight.shape
+    largest = _positive(np.abs(weight).max(axis=1, keepdims=True))
+    return Plan(weight, metric, np.arange(columns), None, np.ones(columns), 0.5 * largest, columns, 0.0, False)
+
+
+def plan_gptq(stage: Gptq, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
+    """Min-max steps per row and static group; the highest energy is visited first."""
+    rows, columns = weight.shape
+    starts = np.arange(0, columns, stage.group)
+    span = np.maximum.reduceat(weight, starts, axis=1) - np.minimum.reduceat(weight, starts, axis=1)
+    found = factor(stage.damping, ascending=True)
+    return Plan(
+        weight, metric, found.order, _unit_columns(found.lower), np.ones(columns), 0.5 * _positive(span),
+        min(stage.group, columns), 0.0, False,
+    )  # fmt: skip
+
+
+def plan_gptq_uniform(stage: GptqUniform, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
+    """One step per matrix; the highest energy is visited first."""
+    rows, columns = weight.shape
+    root_mean_square = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or TINY
+    found = factor(stage.damping, ascending=True)
+    return Plan(
+        weight, metric, found.order, _unit_columns(found.lower), np.full(columns, 0.5 * root_mean_square),
+        np.ones((rows, 1)), columns, 0.0, False,
+    )  # fmt: skip
+
+
+PLANNERS: dict[type, Callable[[Any, Array, Metric, Callable[..., Factor]], Plan]] = {
+    Feedback: plan_feedback,
+    RoundToNearest: plan_rtn,
+    Gptq: plan_gptq,
+    GptqUniform: plan_gptq_uniform,
+}
+
+
+class Planner:
+    """Makes the plans of one model with one quantizer type; factors of shared metrics are computed once.
+
+    Embeddings and heads are planned alike under every type, so that recipes differ in the linear layers only.
+
+    Args:
+        stage: The recipe's quantizer.
+    """
+
+    def __init__(self, stage: Feedback | RoundToNearest | Gptq | GptqUniform) -> None:
+        self._stage = stage
+        self._cached: tuple[str, dict[tuple[float, bool], Factor]] = ("", {})
+        self._references: list[Plan | None] = []
+
+    def plan(self, weight: Weight, residual: Array, metric: Metric) -> Plan:
+        """Plan of one matrix; matrices of the same input space should follow each other."""
+
+        def factor(damping: float, ascending: bool = False) -> Factor:
+            space = f"{weight.space or weight.name}/{weight.role}"
+            if self._cached[0] != space:
+                self._cached = (space, {})
+            found = self._cached[1]
+            if (damping, ascending) not in found:
+                moment = effective_moment(metric, residual.shape[1])
+                moment = np.eye(residual.shape[1]) if moment is None else moment
+                found[damping, ascending] = factorize(moment, damping, ascending)
+            return found[damping, ascending]
+
+        reference = plan_feedback(Feedback(), residual, metric, factor)
+        ours = isinstance(self._stage, Feedback)
+        if weight.role != "linear" or ours:
+            self._references.append(None)
+            return plan_feedback(self._stage, residual, metric, factor) if ours else reference
+        self._references.append(reference)
+        return PLANNERS[type(self._stage)](self._stage, residual, metric, factor)
+
+    def balanced(self, plans: list[Plan]) -> list[Plan]:
+        """Brings baselines to the scale of the reference: the same mean log step over all linear weights.
+
+        A baseline's own steps say nothing about embeddings and heads; this splits the bits between them and the
+        linear layers as the reference does.
+        """
+        pairs = [(plan, other) for plan, other in zip(plans, self._references, strict=True) if other is not None]
+        if not pairs:
+            return plans
+        sizes = np.array([plan.weight.size for plan, _ in pairs], np.float64)
+        octaves = np.array([other.mean_log_step - plan.mean_log_step for plan, other in pairs])
+        factor = 2.0 ** float((sizes * octaves).sum() / sizes.sum())
+        return [
+            plan if other is None else plan.scaled(factor)
+            for plan, other in zip(plans, self._references, strict=True)
+        ]  # fmt: skip
+
+
+def shift_for(rows: int) -> int:
+    """Extra resolution of scale codes that a column of this length pays for; see `Contexts`."""
+    return 0 if rows < 1024 else 1
+
+
+def row_scale_codes(plan: Plan) -> Array:
+    """int32 [m]: how much larger or smaller a row's indices are than its columns suggest; zeros unless that pays.
+
+    A scale known δ octaves wrong costs about 0.69 δ² bits per weight; a code costs about 2.5 bits per row.
+    """
+    rows, columns = plan.weight.shape
+    groups = np.arange(columns) // plan.group
+    scaled = np.abs(plan.weight) / (plan.column_steps[None, :] * plan.row_steps[:, groups])
+    scaled /= np.maximum(scaled.mean(axis=0, keepdims=True), TINY)
+    octaves = np.log2(np.maximum(scaled.mean(axis=1), 2.0**-8))
+    octaves -= octaves.mean()
+    if 0.69 * float(octaves.var()) * columns < 2.5:
+        return np.zeros(rows, np.int32)
+    return np.rint(octaves * (CODES_PER_OCTAVE << shift_for(rows))).astype(np.int32)
+
+
+def _unit_columns(lower: Array) -> Array:
+    return (lower / np.maximum(np.diag(lower), TINY)[None, :]).astype(np.float32)
+
+
+def _positive(values: Array) -> Array:
+    """Zeros become a small share of the largest value, so that every step is a positive number."""
+    largest = float(values.max()) or 1.0
+    return np.maximum(values.astype(np.float64), 1e-6 * largest)

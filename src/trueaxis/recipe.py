@@ -1,0 +1,213 @@
+"""Every choice of a run: one dataclass per stage and type, to and from JSON.
+
+A recipe names, for each stage, the type that runs there and its numbers:
+
+    {"version": 0, "stages": {"align": {"type": "identity"}, "quantize": {"type": "feedback", "rate_weight": 0.1}}}
+
+A new idea is a new dataclass in `STAGES` and a function with the stage's signature; unknown keys are errors and the
+hash of a recipe is stable over Python versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from trueaxis.types import TrueaxisError
+
+VERSION = 0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Align: keep the checkpoint's own axes."""
+
+
+@dataclass(frozen=True)
+class NoFunction:
+    """Function: f = 0, the residual is the weight."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Quantize: noise feedback, lowest energy first, steps c / C_jj, rate-aware rounding, coded centroids.
+
+    Attributes:
+        damping: First δ added to H as δ · mean(diag H) · I; escalates until the factorization succeeds.
+        rate_weight: λ of rounding in units of the scalar step squared per bit; 0 rounds to the nearest point.
+    """
+
+    damping: float = 1e-3
+    rate_weight: float = 0.07
+
+
+@dataclass(frozen=True)
+class RoundToNearest:
+    """Quantize: one step per row from its largest magnitude, nearest rounding, no metric."""
+
+
+@dataclass(frozen=True)
+class Gptq:
+    """Quantize: GPTQ (arXiv:2210.17323) as people run it: act order, min-max steps per row and static group.
+
+    Attributes:
+        damping: Share of the mean diagonal added to H.
+        group: Columns per group, in the original order.
+    """
+
+    damping: float = 0.01
+    group: int = 128
+
+
+@dataclass(frozen=True)
+class GptqUniform:
+    """Quantize: GPTQ's feedback in act order with one step per matrix, proportional to its RMS."""
+
+    damping: float = 0.01
+
+
+@dataclass(frozen=True)
+class Rans:
+    """Entropy-code: interleaved rANS with classed tables.
+
+    Attributes:
+        lanes: Columns decoded side by side, 1 to 32.
+        chain: Weights a stream should at least hold before the next one starts.
+    """
+
+    lanes: int = 32
+    chain: int = 1 << 20
+
+
+STAGES: dict[str, dict[str, type]] = {
+    "align": {"identity": Identity},
+    "function": {"none": NoFunction},
+    "quantize": {"feedback": Feedback, "rtn": RoundToNearest, "gptq": Gptq, "gptq-uniform": GptqUniform},
+    "entropy": {"rans": Rans},
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The stages of one compression.
+
+    Example:
+        >>> recipe("rtn").quantize
+        RoundToNearest()
+        >>> Recipe.from_json(recipe("gptq").to_json()) == recipe("gptq")
+        True
+    """
+
+    align: Identity = field(default_factory=Identity)
+    function: NoFunction = field(default_factory=NoFunction)
+    quantize: Feedback | RoundToNearest | Gptq | GptqUniform = field(default_factory=Feedback)
+    entropy: Rans = field(default_factory=Rans)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON types, every number written out."""
+        stages = {stage: {"type": _type_name(stage, getattr(self, stage)), **asdict(getattr(self, stage))} for stage in STAGES}
+        return {"version": VERSION, "stages": stages}
+
+    @staticmethod
+    def from_json(document: Mapping[str, Any]) -> Recipe:
+        """Inverse of `to_json`; stages left out keep their defaults.
+
+        Raises:
+            TrueaxisError: An unknown stage, type or key, or a value of the wrong type.
+        """
+        _reject_unknown("recipe", document, {"version", "stages"})
+        if document.get("version") != VERSION:
+            raise TrueaxisError(f"recipe: version is {document.get('version')!r}; this trueaxis reads version {VERSION}")
+        stages = document.get("stages", {})
+        if not isinstance(stages, Mapping):
+            raise TrueaxisError("recipe: 'stages' must be an object of stage names")
+        _reject_unknown("recipe.stages", stages, set(STAGES))
+        return Recipe(**{stage: _parse_stage(stage, value) for stage, value in stages.items()})
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hexadecimal digits that change whenever any choice changes."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(canonical.encode(), digest_size=8).hexdigest()
+
+
+NAMED: dict[str, Recipe] = {
+    "identity": Recipe(),
+    "rtn": Recipe(quantize=RoundToNearest()),
+    "gptq": Recipe(quantize=Gptq()),
+    "gptq-uniform": Recipe(quantize=GptqUniform()),
+}
+NAMED["default"] = NAMED["identity"]
+
+
+def recipe(name_or_path: str | Path | Recipe) -> Recipe:
+    """A recipe by name, from a JSON file, or passed through.
+
+    Raises:
+        TrueaxisError: Neither a known name nor a file; the message lists the names.
+    """
+    if isinstance(name_or_path, Recipe):
+        return name_or_path
+    if str(name_or_path) in NAMED:
+        return NAMED[str(name_or_path)]
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise TrueaxisError(f"recipe {str(name_or_path)!r} is neither a file nor one of: {', '.join(sorted(NAMED))}")
+    try:
+        document = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise TrueaxisError(f"{path}: not a JSON recipe: {error}") from error
+    if not isinstance(document, dict):
+        raise TrueaxisError(f"{path}: a recipe is a JSON object with 'version' and 'stages'")
+    return Recipe.from_json(document)
+
+
+def _type_name(stage: str, value: object) -> str:
+    return next(name for name, kind in STAGES[stage].items() if type(value) is kind)
+
+
+def _reject_unknown(where: str, document: Mapping[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(document) - known)
+    if unknown:
+        raise TrueaxisError(f"{where}: unknown key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+
+
+def _parse_stage(stage: str, value: Any) -> Any:
+    where = f"recipe.stages.{stage}"
+    if not isinstance(value, Mapping) or "type" not in value:
+        raise TrueaxisError(f"{where}: expected an object with a 'type', one of: {', '.join(STAGES[stage])}")
+    if value["type"] not in STAGES[stage]:
+        raise TrueaxisError(f"{where}: unknown type {value['type']!r}; known: {', '.join(STAGES[stage])}")
+    kind = STAGES[stage][value["type"]]
+    settings = {key: item for key, item in value.items() if key != "type"}
+    defaults = kind()
+    _reject_unknown(where, settings, {item.name for item in fields(kind)})
+    for key, item in settings.items():
+        expected = type(getattr(defaults, key))
+        number = isinstance(item, int | float) and not isinstance(item, bool)
+        if not (number and (expected is float or isinstance(item, int))):
+            raise TrueaxisError(f"{where}.{key}: expected {expected.__name__}, found {item!r}")
+        settings[key] = expected(item)
+    stage_value = replace(defaults, **settings)
+    _check_ranges(where, stage_value)
+    return stage_value
+
+
+RANGES = {
+    "damping": (0.0, 1.0),
+    "rate_weight": (0.0, 10.0),
+    "group": (1, 1 << 30),
+    "lanes": (1, 32),
+    "chain": (1, 1 << 40),
+}
+
+
+def _check_ranges(where: str, value: Any) -> None:
+    for key, item in asdict(value).items():
+        low, high = RANGES[key]
+        if not low <= item <= high:
+            raise TrueaxisError(f"{where}.{key}: {item} is outside {low} to {high}")

@@ -1,0 +1,1 @@
+"""Load: bytes in, an ordinary model out; nothing here imports calibration or alignment code."""

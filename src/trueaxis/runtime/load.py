@@ -1,0 +1,134 @@
+"""Load, verify, unpack: compressed directories as models, as verdicts, as plain checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trueaxis.runtime.decode import Decoder
+from trueaxis.staging import staged_directory
+from trueaxis.types import FormatError, TrueaxisError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+DTYPES = ("float32", "float16", "bfloat16")
+UNPACK_SHARD = "5GB"
+
+
+def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """An ordinary transformers model with dense weights.
+
+    Args:
+        path: Directory written by `trueaxis.compress`.
+        dtype: Of the weights; by default each tensor has that of the original checkpoint.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        FormatError: The file is damaged; the message names the tensor.
+
+    Example:
+        >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
+    """
+    import transformers
+
+    decoder = Decoder(path)
+    state = dict(decoder.tensors(dtype))
+    config, cls = _architecture(decoder, Path(path))
+    stored = {value.dtype for value in state.values()}
+    model = cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype or _widest(stored))
+    if isinstance(model, transformers.PreTrainedModel):
+        model.eval()
+    return model
+
+
+def _widest(stored: set[torch.dtype]) -> torch.dtype:
+    import torch
+
+    return max(stored, key=lambda kind: torch.finfo(kind).bits) if stored else torch.float32
+
+
+def _architecture(decoder: Decoder, path: Path) -> tuple[Any, Any]:
+    """(config without the quantization entry, model class) as transformers knows them."""
+    import transformers
+
+    plain = original_config(decoder.container.config)
+    names = plain.get("architectures") or []
+    cls = getattr(transformers, names[0], None) if names else None
+    if cls is None:
+        raise FormatError(f"{path / 'config.json'}: architectures {names} are unknown to transformers")
+    config_class = transformers.AutoConfig.for_model(plain["model_type"]).__class__
+    return config_class.from_dict(plain), cls
+
+
+def original_config(config: dict[str, Any]) -> dict[str, Any]:
+    """config.json as it was before compression."""
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def verify(path: str | Path) -> dict[str, Any]:
+    """Checks every byte: checksums, hashes, and that every tensor decodes to finite numbers.
+
+    Returns:
+        {"tensors": count, "file_bytes": bytes read}
+
+    Raises:
+        FormatError: The first thing wrong, by tensor or file.
+    """
+    import torch
+
+    decoder = Decoder(path)
+    for name in decoder.names():
+        decoder.container.records(name)
+    decoder.container.check_hashes()
+    for name, value in decoder.tensors():
+        if not bool(torch.isfinite(value).all()):
+            raise FormatError(f"{name}: decodes to NaN or Inf")
+    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    return {"tensors": len(decoder.names()), "file_bytes": size}
+
+
+def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overwrite: bool = False) -> Path:
+    """Writes an ordinary checkpoint that needs no trueaxis.
+
+    Args:
+        path: Directory written by `trueaxis.compress`.
+        out: Directory to create.
+        dtype: "float32", "float16" or "bfloat16"; by default that of the original.
+        overwrite: Replace `out` if it exists.
+
+    Raises:
+        FormatError: `path` is damaged.
+        TrueaxisError: `out` is not empty, or the dtype is unknown.
+    """
+    import torch
+    from huggingface_hub import split_torch_state_dict_into_shards
+    from safetensors.torch import save_file
+
+    if dtype is not None and dtype not in DTYPES:
+        raise TrueaxisError(f"dtype {dtype!r} is not one of: {', '.join(DTYPES)}")
+    decoder = Decoder(path)
+    wanted = getattr(torch, dtype) if dtype else None
+    with staged_directory(Path(out), overwrite) as staging:
+        state = {name: decoder.tensor(name, wanted) for name in decoder.names()}
+        split = split_torch_state_dict_into_shards(state, max_shard_size=UNPACK_SHARD)
+        for file, names in split.filename_to_tensors.items():
+            save_file({name: state[name].contiguous() for name in names}, staging / file, metadata={"format": "pt"})
+        if split.is_sharded:
+            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+            (staging / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        config = original_config(decoder.container.config)
+        if dtype:
+            config["dtype"] = dtype
+            config.pop("torch_dtype", None)
+        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in decoder.container.header.get("copied", []):
+            source = Path(path) / Path(str(name)).name
+            if source.is_file():
+                shutil.copyfile(source, staging / source.name)
+    return Path(out)

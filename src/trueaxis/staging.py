@@ -1,0 +1,64 @@
+"""Output directories that appear whole or not at all: written beside the target, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trueaxis.types import TrueaxisError
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuses an output path that holds something already.
+
+    Raises:
+        TrueaxisError: `out` is a file, a symbolic link, or a directory that is not empty (and `overwrite` is off).
+    """
+    if out.is_symlink():
+        raise TrueaxisError(f"{out}: output is a symbolic link; give the real path")
+    if out.exists() and not out.is_dir():
+        raise TrueaxisError(f"{out}: output exists and is not a directory")
+    if not overwrite and out.is_dir() and any(out.iterdir()):
+        raise TrueaxisError(f"{out}: output is not empty; choose another path or pass --overwrite")
+
+
+@contextmanager
+def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary directory beside `out` that takes its name when the block ends without an exception.
+
+    With `overwrite` the old directory is moved aside first and removed last, so that one of the two always exists.
+    """
+    check_free(out, overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        _swap(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, out: Path) -> None:
+    if not out.exists():
+        os.rename(staging, out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
+    os.rename(out, aside / out.name)
+    try:
+        os.rename(staging, out)
+    except OSError:
+        os.rename(aside / out.name, out)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,197 @@
+"""The nouns passed between stages, the shape legend, and the errors.
+
+    checkpoint ─▶ calibrate ─▶ align ─▶ function + residual ─▶ quantize ─▶ entropy-code ─▶ container
+
+Every stage takes and returns the frozen dataclasses below; no stage keeps state.
+
+Shape legend, used in every docstring of the project:
+    m  outputs (rows of a weight)          W  [m, n]   weight, y = W x
+    n  inputs (columns of a weight)        H  [n, n]   input metric, E[x xᵀ]
+    d  width of the residual stream        G  [m, m]   output metric, E[g gᵀ], g = ∂loss/∂y
+    T  tokens                              C  [n, n]   lower Cholesky factor, H = C Cᵀ
+    k  integer index of a weight           u  index on the fine grid of the trellis (2k, or 2k − sgn k)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+Array = np.ndarray
+
+
+class TrueaxisError(Exception):
+    """Any failure that is the input's, not the program's. The message names the tensor or file."""
+
+
+class CheckpointError(TrueaxisError):
+    """The checkpoint to compress is missing something, damaged, or of an unknown architecture."""
+
+
+class CalibrationError(TrueaxisError):
+    """The calibration text or the statistics file does not serve this checkpoint."""
+
+
+class FormatError(TrueaxisError):
+    """A compressed file is damaged, truncated, or written by a newer version."""
+
+
+Role = Literal["linear", "embedding", "head", "tied", "exact"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of a checkpoint and its place in the network.
+
+    Attributes:
+        name: Name in the checkpoint.
+        shape: As stored there; matrices are [m, n].
+        dtype: safetensors name of the dtype: "F32", "F16" or "BF16" for weights.
+        role: "linear" (has an input metric), "embedding" (rows looked up), "head", "tied" (embedding and
+            head in one matrix), or "exact" (norms, biases, anything not quantized).
+        space: Name of the input space of a linear or head; weights with the same space share one metric.
+        norm: Name of the normalization weight whose output the matrix reads, or None.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    role: Role
+    space: str | None = None
+    norm: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What matters about one matrix: D = g · Σᵢ ρᵢ (eᵢ H eᵢᵀ) for an error E with rows eᵢ.
+
+    Attributes:
+        second_moment: H [n, n] float64, mean of x xᵀ; None means the identity.
+        row_weights: ρ [m] float64, or None for ones.
+        sensitivity: g, rise of the model's KL in nats per unit of the layer's own D.
+        embedding_weights: For a tied matrix, the weights [m] of its rows as an embedding: a second term
+            Σᵢ εᵢ |eᵢ|² is added to D. None otherwise.
+    """
+
+    second_moment: Array | None
+    row_weights: Array | None = None
+    sensitivity: float = 1.0
+    embedding_weights: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Aligned:
+    """A matrix in its coordinates.
+
+    Attributes:
+        coordinates: Name of the coordinate system, for reports.
+        weight: W [m, n] float32 there.
+        metric: Transformed with it, so that D is the same number as in the original coordinates.
+        transforms: Payloads of the `transform` records that lead back, in order of decoding.
+    """
+
+    coordinates: str
+    weight: Array
+    metric: Metric
+    transforms: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """W = f + r in aligned coordinates.
+
+    Attributes:
+        residual: r [m, n] float32, what is quantized.
+        functions: Payloads of the `function` records whose sum is f; empty for f = 0.
+    """
+
+    residual: Array
+    functions: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Steps of a matrix, as integers: Δᵢⱼ = 2^(column_codesⱼ / resolution) · 2^(row_codesᵢ,ⱼ / resolution).
+
+    Attributes:
+        column_codes: int32 [n].
+        row_codes: int32 [m, groups]; groups = 1 unless the grid has a step per row and group of columns.
+        resolution: Codes per octave, a divisor of 32.
+        group: Columns per group in the original order; n where there is one group.
+    """
+
+    column_codes: Array
+    row_codes: Array
+    resolution: int
+    group: int
+
+
+@dataclass(frozen=True, eq=False)
+class Contexts:
+    """Integer scale model of one matrix: class of (i, j) = clamp((row_codesᵢ + column_codesⱼ) >> shift).
+
+    Attributes:
+        row_codes: int32 [m].
+        column_codes: int32 [n].
+        shift: 0 to 7.
+    """
+
+    row_codes: Array
+    column_codes: Array
+    shift: int
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """One matrix as integers. Decoding needs nothing else but the model's tables.
+
+    Attributes:
+        indices: k, int32 [n, m]: columns of W are contiguous rows here.
+        grid: The steps.
+        contexts: The coder's scale model.
+        trellis: Trellis identifier; 0 is the scalar quantizer.
+        centroids: Whether values are reconstructed at the coded centroids of their class.
+    """
+
+    indices: Array
+    grid: Grid
+    contexts: Contexts
+    trellis: int = 0
+    centroids: bool = True
+
+
+@dataclass(frozen=True)
+class TensorReport:
+    """What one tensor cost and lost; `bits_per_weight` counts its share of tables and shared streams."""
+
+    name: str
+    shape: tuple[int, ...]
+    coordinates: str
+    bits_per_weight: float
+    relative_distortion: float
+    limit_bits: float
+    gap_bits: float
+
+
+@dataclass(frozen=True)
+class CompressionReport:
+    """Result of one compression; `file_bytes` is real: every *.safetensors file and their index,
+    plus the growth of config.json. `header_bytes` of it belong to no tensor."""
+
+    file_bytes: int
+    header_bytes: int
+    copied_bytes: int
+    parameters: int
+    bits_per_param: float
+    seconds: float
+    peak_memory_bytes: int
+    recipe: dict[str, Any]
+    recipe_hash: str
+    tensors: tuple[TensorReport, ...] = field(default_factory=tuple)
