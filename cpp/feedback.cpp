@@ -10,9 +10,7 @@ namespace {
 
 constexpr float kLargestMagnitude = 16777216.0F;  // |k| stays within the coder's range of 2^24
 
-int clamp_class(int64_t code, int classes) {
-    return static_cast<int>(std::clamp<int64_t>(code, 0, classes - 1));
-}
+int clamp_class(int64_t code, int classes) { return static_cast<int>(std::clamp<int64_t>(code, 0, classes - 1)); }
 
 // target -= error * coefficient, the same additions in the same order on every instruction set.
 __attribute__((target_clones("avx512f", "avx2", "default"))) void subtract_scaled(float* target, const float* error,

@@ -15,12 +15,12 @@ namespace trueaxis {
 
 // Everything rounding needs to know about the coder and the grid. Arrays are owned by the caller.
 struct RoundingModel {
-    const float* bits;            // [classes, magnitudes + 2] code length of |k| = 0..K with its sign, then of an escape
-    const float* offsets;         // [classes, 2] reconstruction offset of |k| = 1 and |k| >= 2, in fine grid units
-    const uint8_t* escape_orders; // [classes] Exp-Golomb order of escapes
+    const float* bits;     // [classes, magnitudes + 2] code length of |k| = 0..K with its sign, then of an escape
+    const float* offsets;  // [classes, 2] reconstruction offset of |k| = 1 and |k| >= 2, in fine grid units
+    const uint8_t* escape_orders;  // [classes] Exp-Golomb order of escapes
     int classes;
     int max_magnitude;
-    float lambda; // fine grid units squared per bit; 0 rounds to the nearest point
+    float lambda;  // fine grid units squared per bit; 0 rounds to the nearest point
 };
 
 // One block of B columns over m rows. `targets` becomes the quantization targets actually used.
@@ -34,15 +34,15 @@ struct FeedbackBlock {
     const float* row_steps;     // [m, groups]
     const int32_t* groups;      // [B] group of each column
     size_t group_count;
-    const int32_t* row_codes;   // [m] scale codes of the rows
-    int shift;                  // class = (row code + column code) >> shift
-    int codes_per_octave;       // scale codes per octave
-    int zero_code;              // scale code of mean |k| = 1
-    int32_t* indices;           // out [B, m]
-    float* errors;              // out [B, m] e = ŵ − w
-    int32_t* column_codes;      // out [B]
-    double* residual_sums;      // in/out [classes, 2] Σ (|x| − 2|k|) over |k| = 1 and |k| >= 2
-    double* residual_counts;    // in/out [classes, 2]
+    const int32_t* row_codes;  // [m] scale codes of the rows
+    int shift;                 // class = (row code + column code) >> shift
+    int codes_per_octave;      // scale codes per octave
+    int zero_code;             // scale code of mean |k| = 1
+    int32_t* indices;          // out [B, m]
+    float* errors;             // out [B, m] e = ŵ − w
+    int32_t* column_codes;     // out [B]
+    double* residual_sums;     // in/out [classes, 2] Σ (|x| − 2|k|) over |k| = 1 and |k| >= 2
+    double* residual_counts;   // in/out [classes, 2]
 };
 
 void quantize_block(const RoundingModel& model, const FeedbackBlock& block);

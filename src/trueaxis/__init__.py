@@ -13,7 +13,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from trueaxis.recipe import Recipe
-from trueaxis.types import CalibrationError, CheckpointError, CompressionReport, FormatError, TensorReport, TrueaxisError
+from trueaxis.types import (
+    CalibrationError,
+    CheckpointError,
+    CompressionReport,
+    FormatError,
+    TensorReport,
+    TrueaxisError,
+)
 
 if TYPE_CHECKING:
     from trueaxis.compress import compress

@@ -1,7 +1,7 @@
 """Assemble: quantized and exact tensors to the files of a compressed model, with an account of every byte.
 
-    outcomes of a pass ─▶ residual records, shared streams, tables ─┐
-    exact tensors ─▶ planes records ────────────────────────────────┴─▶ shards, config.json
+outcomes of a pass ─▶ residual records, shared streams, tables ─┐
+exact tensors ─▶ planes records ────────────────────────────────┴─▶ shards, config.json
 """
 
 from __future__ import annotations

@@ -49,18 +49,32 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     compress = commands.add_parser("compress", help="checkpoint to compressed directory, on target")
-    compress.add_argument("model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)")
+    compress.add_argument(
+        "model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)"
+    )
     compress.add_argument("out", metavar="OUT", help="directory to create; it appears whole or not at all")
     target = compress.add_mutually_exclusive_group(required=True)
     target.add_argument("--bits", type=float, metavar="B", help="bits per parameter of the whole file")
-    target.add_argument("--size", type=parse_size, metavar="SIZE", help="bytes of the whole file: 900MB, 1.5GB (MB = 10^6)")
-    compress.add_argument(
-        "--calibration", nargs="+", default=[], metavar="FILE", help="text, or token ids (.npy, integers [sequences, length])"
+    target.add_argument(
+        "--size", type=parse_size, metavar="SIZE", help="bytes of the whole file: 900MB, 1.5GB (MB = 10^6)"
     )
-    compress.add_argument("--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist")
-    compress.add_argument("--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file")
+    compress.add_argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="text, or token ids (.npy, integers [sequences, length])",
+    )
+    compress.add_argument(
+        "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
+    )
+    compress.add_argument(
+        "--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file"
+    )
     compress.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
-    compress.add_argument("--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N")
+    compress.add_argument(
+        "--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N"
+    )
     compress.add_argument("--device", default="cpu", metavar="D", help="torch device for calibration (default cpu)")
     compress.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
     compress.set_defaults(run=_compress)
@@ -135,7 +149,9 @@ def _inspect(options: argparse.Namespace) -> Result:
     rows = {row["name"]: row for row in (found["report"] or {}).get("tensors", [])}
     for tensor in found["tensors"]:
         row = rows.get(tensor["name"])
-        figures = f"{row['bits_per_weight']:12.4f} {row['gap_bits']:8.4f} {row['relative_distortion']:16.3e}" if row else ""
+        figures = (
+            f"{row['bits_per_weight']:12.4f} {row['gap_bits']:8.4f} {row['relative_distortion']:16.3e}" if row else ""
+        )
         shape = "×".join(map(str, tensor["shape"]))
         lines.append(f"{tensor['name']:50} {shape:>16} {tensor['storage']:>10} {figures}")
     return found, "\n".join(lines)
@@ -163,7 +179,8 @@ class _progress_bar:  # noqa: N801 - reads as a function at its one use
         if not sys.stderr.isatty():
             return silent
         from rich.console import Console
-        from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
 
         columns = (TextColumn("{task.description:12}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Bar(*columns, console=Console(stderr=True))
@@ -172,7 +189,11 @@ class _progress_bar:  # noqa: N801 - reads as a function at its one use
 
         def show(stage: str, done: int, total: int) -> None:
             if self._bar is not None:
-                task = tasks.setdefault(stage, self._bar.add_task(stage, total=total)) if stage not in tasks else tasks[stage]
+                task = (
+                    tasks.setdefault(stage, self._bar.add_task(stage, total=total))
+                    if stage not in tasks
+                    else tasks[stage]
+                )
                 self._bar.update(task, completed=done, total=total)
 
         return show

@@ -1,6 +1,6 @@
 """The whole journey, read top to bottom.
 
-    checkpoint ─▶ calibrate ─▶ align ─▶ function + residual ─▶ quantize ─▶ entropy-code ─▶ container
+checkpoint ─▶ calibrate ─▶ align ─▶ function + residual ─▶ quantize ─▶ entropy-code ─▶ container
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def compress(
         matrices = [(job.weight, outcome.quantized) for job, outcome in zip(jobs, outcomes, strict=True)]
         header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": []}
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header)
-        learned = offsets_from(sum(o.residual_sums for o in outcomes), sum(o.residual_counts for o in outcomes))
+        learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
         tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
         passes += 1
         progress("search", passes, passes + 1)

@@ -45,7 +45,14 @@ class RecordType(IntEnum):
     BASE = 22
 
 
-KNOWN = {RecordType.MODEL, RecordType.TABLES, RecordType.STREAM, RecordType.RESIDUAL, RecordType.PLANES, RecordType.ALIAS}
+KNOWN = {
+    RecordType.MODEL,
+    RecordType.TABLES,
+    RecordType.STREAM,
+    RecordType.RESIDUAL,
+    RecordType.PLANES,
+    RecordType.ALIAS,
+}
 
 
 @dataclass(frozen=True)
@@ -278,14 +285,18 @@ class Container:
         head = _safetensors_head(number, len(data))
         with open(file, "rb") as stream:
             if stream.read(len(head)) != head or file.stat().st_size != len(head) + len(data):
-                raise FormatError(f"{file}: safetensors header differs from the one trueaxis writes; the file is damaged")
+                raise FormatError(
+                    f"{file}: safetensors header differs from the one trueaxis writes; the file is damaged"
+                )
         self._heads.append(head)
         self._files.append(file)
         return data
 
     def _check_frame(self, names: list[str]) -> None:
         if config_hash(self.config) != self.header.get("config"):
-            raise FormatError(f"{self.path / CONFIG}: content differs from what was compressed; restore the original file")
+            raise FormatError(
+                f"{self.path / CONFIG}: content differs from what was compressed; restore the original file"
+            )
         if len(names) > 1:
             index = self.path / INDEX
             total = sum(map(len, self._areas)) + self._model_end
@@ -296,7 +307,9 @@ class Container:
         infos = []
         try:
             for name, shape, dtype, shard, offset, length in self.header["tensors"]:
-                info = TensorInfo(str(name), tuple(int(s) for s in shape), str(dtype), int(shard), int(offset), int(length))
+                info = TensorInfo(
+                    str(name), tuple(int(s) for s in shape), str(dtype), int(shard), int(offset), int(length)
+                )
                 if min((*info.shape, info.shard, info.offset, info.length), default=0) < 0:
                     raise ValueError(f"{name}: a negative number")
                 if info.offset + info.length > len(self._areas[info.shard]):
@@ -346,7 +359,9 @@ def read_config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("quantization_config"), dict):
         raise FormatError(f"{file}: no quantization_config; this checkpoint is not compressed by trueaxis")
     if config["quantization_config"].get("quant_method") != "trueaxis":
-        raise FormatError(f"{file}: quant_method is {config['quantization_config'].get('quant_method')!r}, not 'trueaxis'")
+        raise FormatError(
+            f"{file}: quant_method is {config['quantization_config'].get('quant_method')!r}, not 'trueaxis'"
+        )
     return config
 
 

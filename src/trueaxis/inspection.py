@@ -44,7 +44,13 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _describe(container: Container, name: str) -> dict[str, Any]:
     info = container.tensors[name]
     record = container.records(name)[0]
-    row = {"name": name, "shape": list(info.shape), "dtype": info.dtype, "own_bytes": info.length, "shared_stream": None}
+    row = {
+        "name": name,
+        "shape": list(info.shape),
+        "dtype": info.dtype,
+        "own_bytes": info.length,
+        "shared_stream": None,
+    }
     if record.type == RecordType.RESIDUAL:
         row["storage"] = "quantized"
         row["shared_stream"] = unpack_residual(record.payload, *info.shape).shared

@@ -109,7 +109,9 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain JSON types, every number written out."""
-        stages = {stage: {"type": _type_name(stage, getattr(self, stage)), **asdict(getattr(self, stage))} for stage in STAGES}
+        stages = {
+            stage: {"type": _type_name(stage, getattr(self, stage)), **asdict(getattr(self, stage))} for stage in STAGES
+        }
         return {"version": VERSION, "stages": stages}
 
     @staticmethod
@@ -121,7 +123,9 @@ class Recipe:
         """
         _reject_unknown("recipe", document, {"version", "stages"})
         if document.get("version") != VERSION:
-            raise TrueaxisError(f"recipe: version is {document.get('version')!r}; this trueaxis reads version {VERSION}")
+            raise TrueaxisError(
+                f"recipe: version is {document.get('version')!r}; this trueaxis reads version {VERSION}"
+            )
         stages = document.get("stages", {})
         if not isinstance(stages, Mapping):
             raise TrueaxisError("recipe: 'stages' must be an object of stage names")

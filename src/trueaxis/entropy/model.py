@@ -7,6 +7,7 @@ All tables of a model are one `Tables`; they are built from counts on the encode
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,7 +52,7 @@ class Tables:
         return _core.TableSet(np.ascontiguousarray(self.frequencies), np.ascontiguousarray(self.escape_orders))
 
     def code_bits(self) -> Array:
-        """float32 [2, classes, K + 2]: length of one symbol in bits, sign included; Laplacian where a class is absent."""
+        """float32 [2, classes, K + 2]: bits of one symbol, its sign included; Laplacian where a class is absent."""
         frequency = self.frequencies.astype(np.float64)
         present = frequency.sum(axis=2, keepdims=True) > 0
         coded = np.where(frequency > 0, 12.0 - np.log2(np.maximum(frequency, 1)), ABSENT_BITS)
@@ -82,8 +83,10 @@ def first_tables() -> Tables:
     )
 
 
-def offsets_from(sums: Array, counts: Array) -> Array:
-    """int8 [2, classes, 2] centroid offsets from residual sums and counts [classes, 2] (quantizer 0)."""
+def offsets_from(residuals: Sequence[tuple[Array, Array]]) -> Array:
+    """int8 [2, classes, 2] centroid offsets from every matrix's residual sums and counts [classes, 2] (quantizer 0)."""
+    sums = np.sum([found for found, _ in residuals], axis=0)
+    counts = np.sum([found for _, found in residuals], axis=0)
     mean = np.where(counts >= 32, sums / np.maximum(counts, 1), 0.0)
     offsets = np.zeros((2, CLASSES, 2), np.int8)
     offsets[0] = np.clip(np.rint(mean * 64), -63, 63).astype(np.int8)
@@ -101,7 +104,9 @@ def fit_tables(counts: Array, offsets: Array) -> Tables:
 
 def _tables_for(counts: Array, offsets: Array, largest: int) -> tuple[Tables, float]:
     orders = escape_orders()
-    folded = np.concatenate([counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2)
+    folded = np.concatenate(
+        [counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2
+    )
     flat = np.ascontiguousarray(folded.reshape(-1, largest + 2))
     frequencies = _core.normalize_counts(flat).reshape(2, CLASSES, largest + 2)
     tables = Tables(frequencies, orders, offsets)

@@ -11,6 +11,7 @@ share streams with their neighbours. The byte layout is in docs/format.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -92,7 +93,9 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
     lanes = min(lanes, columns)
     strips_per_stream = max(1, chain // (lanes * rows))
     side, modes = _pack_side(quantized.grid, quantized.contexts)
-    head = bytes([quantized.trellis, quantized.grid.resolution, quantized.contexts.shift, modes | quantized.centroids << 4])
+    head = bytes(
+        [quantized.trellis, quantized.grid.resolution, quantized.contexts.shift, modes | quantized.centroids << 4]
+    )
     numbers = (quantized.grid.group, lanes, strips_per_stream, 0 if shared is None else shared + 1, len(side))
     payload = head + b"".join(map(pack_varint, numbers)) + side
     if shared is not None:
@@ -125,7 +128,15 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
         number, position = unpack_varint(payload, position)
         numbers.append(number)
     group, lanes, strips_per_stream, shared, side_bytes = numbers
-    if modes > 31 or resolution == 0 or OCTAVE % resolution or shift > 7 or not 1 <= lanes <= 32 or group < 1 or strips_per_stream < 1:
+    if (
+        modes > 31
+        or resolution == 0
+        or OCTAVE % resolution
+        or shift > 7
+        or not 1 <= lanes <= 32
+        or group < 1
+        or strips_per_stream < 1
+    ):
         raise ValueError("a field of the header is out of range")
     groups = -(-columns // group)
     if max(rows * columns, rows * groups) > len(payload) * WEIGHTS_PER_BYTE:
@@ -143,11 +154,19 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
     if position + sum(lengths) != len(payload):
         raise ValueError(f"expected {position + sum(lengths)} bytes, found {len(payload)}")
     bounds = position + np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    blobs = [payload[a:b] for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    blobs = [payload[a:b] for a, b in pairwise(bounds)]
     streams = tuple(zip(blobs[::2], blobs[1::2], strict=True))
     return ResidualHeader(
-        rows, columns, grid, contexts, trellis, bool(modes >> 4), lanes, strips_per_stream,
-        shared - 1 if shared else None, streams,
+        rows,
+        columns,
+        grid,
+        contexts,
+        trellis,
+        bool(modes >> 4),
+        lanes,
+        strips_per_stream,
+        shared - 1 if shared else None,
+        streams,
     )
 
 

@@ -120,7 +120,7 @@ class _Sum:
             self.tokens += rows.shape[0]
 
 
-class _Caught(Exception):
+class _CaughtError(Exception):
     """Stops a forward pass once the inputs of the first block are known."""
 
 
@@ -135,14 +135,14 @@ def _first_inputs(
         state, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         states.append(state.to(device))
         contexts.append(_moved((rest, kwargs), device))
-        raise _Caught
+        raise _CaughtError
 
     handle = model.get_submodule(places.blocks[0]).register_forward_pre_hook(catch, with_kwargs=True)
     try:
         for ids in split_sequences(tokens):
             try:
                 model(ids, use_cache=False)
-            except _Caught:
+            except _CaughtError:
                 continue
     finally:
         handle.remove()

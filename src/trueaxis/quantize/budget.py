@@ -128,6 +128,6 @@ def search(run: Callable[[float], P], start: float, weights: int, target: int, f
 
 def _too_small(target: int, minimum: int) -> str:
     return (
-        f"target of {target} bytes is below the smallest reachable size, about {minimum} bytes: norms, headers and side "
-        "information need that much; raise --bits or --size"
+        f"target of {target} bytes is below the smallest reachable size, about {minimum} bytes: norms, headers and "
+        "side information need that much; raise --bits or --size"
     )

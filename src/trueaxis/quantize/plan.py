@@ -112,14 +112,14 @@ def row_importance(metric: Metric, rows: int) -> Array:
 
 def plan_rtn(stage: RoundToNearest, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
     """One step per row from its largest magnitude; no feedback."""
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     largest = _positive(np.abs(weight).max(axis=1, keepdims=True))
     return Plan(weight, metric, np.arange(columns), None, np.ones(columns), 0.5 * largest, columns, 0.0, False)
 
 
 def plan_gptq(stage: Gptq, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
     """Min-max steps per row and static group; the highest energy is visited first."""
-    rows, columns = weight.shape
+    columns = weight.shape[1]
     starts = np.arange(0, columns, stage.group)
     span = np.maximum.reduceat(weight, starts, axis=1) - np.minimum.reduceat(weight, starts, axis=1)
     found = factor(stage.damping, ascending=True)
@@ -176,13 +176,13 @@ class Planner:
                 found[damping, ascending] = factorize(moment, damping, ascending)
             return found[damping, ascending]
 
-        reference = plan_feedback(Feedback(), residual, metric, factor)
-        ours = isinstance(self._stage, Feedback)
-        if weight.role != "linear" or ours:
+        stage = self._stage
+        if isinstance(stage, Feedback):
             self._references.append(None)
-            return plan_feedback(self._stage, residual, metric, factor) if ours else reference
-        self._references.append(reference)
-        return PLANNERS[type(self._stage)](self._stage, residual, metric, factor)
+            return plan_feedback(stage, residual, metric, factor)
+        reference = plan_feedback(Feedback(), residual, metric, factor)
+        self._references.append(reference if weight.role == "linear" else None)
+        return PLANNERS[type(stage)](stage, residual, metric, factor) if weight.role == "linear" else reference
 
     def balanced(self, plans: list[Plan]) -> list[Plan]:
         """Brings baselines to the scale of the reference: the same mean log step over all linear weights.

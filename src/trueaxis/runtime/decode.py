@@ -1,6 +1,6 @@
 """Decode: a compressed directory to named tensors, without calibration, alignment, or transformers.
 
-    Container ─▶ records of a tensor ─▶ indices (own streams or a shared one) ─▶ float32 values ─▶ dtype, rounded once
+Container ─▶ records of a tensor ─▶ indices (own streams or a shared one) ─▶ float32 values ─▶ dtype, rounded once
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Decoder:
         if record.type != RecordType.ALIAS:
             return None
         target = record.payload.decode("utf-8", errors="replace")
-        if target not in self.container.tensors or self._main_record(self.container.tensors[target]).type == RecordType.ALIAS:
+        if (
+            target not in self.container.tensors
+            or self._main_record(self.container.tensors[target]).type == RecordType.ALIAS
+        ):
             raise FormatError(f"{name}: tied to {target!r}, which the file does not hold")
         return target
 
