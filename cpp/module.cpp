@@ -1,17 +1,15 @@
-// Python bindings of the core, trueaxis._core: arrays and their lengths are checked here, the work is done elsewhere.
-//
-// Every array must have the dtype named in _core.pyi and be C-contiguous (TypeError otherwise); lengths that do not fit
-// and damaged bytes are ValueError. The interpreter's lock is released while the core works.
+// Python bindings: shapes are checked here, the interpreter lock is released, algorithms live elsewhere.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <memory>
+#include <array>
 #include <stdexcept>
-#include <string>
 
+#include "feedback.hpp"
 #include "rans.hpp"
 #include "side.hpp"
 #include "table.hpp"
@@ -23,206 +21,225 @@ using namespace nb::literals;
 namespace trueaxis {
 namespace {
 
-template <typename T, size_t Dimensions>
-using Input = nb::ndarray<const T, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
-template <typename T, size_t Dimensions>
-using Output = nb::ndarray<nb::numpy, T, nb::ndim<Dimensions>>;
+template <typename T, size_t D>
+using In = nb::ndarray<const T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+template <typename T, size_t D>
+using InOut = nb::ndarray<T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
+template <typename T, size_t D>
+using Out = nb::ndarray<nb::numpy, T, nb::ndim<D>>;
 
-using Codes = Input<int32_t, 1>;
-using IndexedSegment = std::tuple<Input<int32_t, 2>, Codes, Codes, int, int>;
-using SegmentDescription = std::tuple<Codes, Codes, int, int>;
+using CodedSegment = std::tuple<In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, int, int>;
+using DescribedSegment = std::tuple<In<int32_t, 1>, In<int32_t, 1>, int, int>;
 
-void check_length(const char* name, size_t found, size_t expected) {
-    if (found != expected)
-        throw std::invalid_argument(std::string(name) + " has " + std::to_string(found) + " entries; expected " +
-                                    std::to_string(expected));
+void require(bool holds, const char* message) {
+    if (!holds) throw std::invalid_argument(message);
 }
 
-// A NumPy array that owns `data`.
-template <typename T, size_t Dimensions>
-Output<T, Dimensions> to_numpy(std::unique_ptr<T[]> data, const size_t (&shape)[Dimensions]) {
-    T* pointer = data.get();
-    nb::capsule owner(pointer, [](void* memory) noexcept { delete[] static_cast<T*>(memory); });
-    data.release();
-    return Output<T, Dimensions>(pointer, Dimensions, shape, owner);
+template <typename T, size_t D>
+Out<T, D> allocate(std::array<size_t, D> shape) {
+    size_t size = 1;
+    for (const size_t extent : shape) size *= extent;
+    T* data = new T[size]();
+    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    return Out<T, D>(data, D, shape.data(), owner);
 }
 
-std::span<const uint8_t> to_span(const nb::bytes& bytes) {
-    return {static_cast<const uint8_t*>(bytes.data()), bytes.size()};
+Segment describe(const In<int32_t, 1>& row_codes, const In<int32_t, 1>& column_codes, int shift, int trellis) {
+    require(shift >= 0 && shift <= 31, "segment: shift is not 0 to 31");
+    return {column_codes.shape(0), row_codes.shape(0), row_codes.data(), column_codes.data(), shift, trellis};
 }
 
-nb::bytes to_bytes(const std::vector<uint8_t>& bytes) { return nb::bytes(bytes.data(), bytes.size()); }
-
-Segment to_segment(const int32_t* indices, const Codes& row_codes, const Codes& column_codes, int shift, int trellis) {
-    if (shift < 0 || shift > kLargestShift)
-        throw std::invalid_argument("shift is " + std::to_string(shift) + "; expected 0 to 31");
-    return {indices, row_codes.data(),   column_codes.data(), row_codes.size(), column_codes.size(),
-            shift,   trellis_of(trellis)};
+void split(const std::vector<CodedSegment>& coded, std::vector<Segment>& segments,
+           std::vector<const int32_t*>& indices) {
+    for (const auto& [k, row_codes, column_codes, shift, trellis] : coded) {
+        segments.push_back(describe(row_codes, column_codes, shift, trellis));
+        require(k.shape(0) == segments.back().columns && k.shape(1) == segments.back().rows,
+                "segment: indices are not [columns, rows] of its codes");
+        indices.push_back(k.data());
+    }
 }
 
-Segment to_segment(const Input<int32_t, 2>& indices, const Codes& row_codes, const Codes& column_codes, int shift,
-                   int trellis) {
-    check_length("row_codes", row_codes.size(), indices.shape(1));
-    check_length("column_codes", column_codes.size(), indices.shape(0));
-    return to_segment(indices.data(), row_codes, column_codes, shift, trellis);
+nb::bytes to_bytes(const std::vector<uint8_t>& data) { return nb::bytes(data.data(), data.size()); }
+
+const uint8_t* data_of(const nb::bytes& bytes) { return reinterpret_cast<const uint8_t*>(bytes.c_str()); }
+
+void bind_tables(nb::module_& m) {
+    nb::class_<TableSet>(m, "TableSet")
+        .def("__init__",
+             [](TableSet* self, In<uint16_t, 3> frequencies, In<uint8_t, 1> escape_orders) {
+                 require(frequencies.shape(0) == kQuantizers && frequencies.shape(1) >= 1 &&
+                             frequencies.shape(1) <= 64 && frequencies.shape(2) >= 3 && frequencies.shape(2) <= 65 &&
+                             escape_orders.shape(0) == frequencies.shape(1),
+                         "tables: expected frequencies [2, classes, K + 2] and orders [classes]");
+                 new (self) TableSet(frequencies.data(), escape_orders.data(), static_cast<int>(frequencies.shape(1)),
+                                     static_cast<int>(frequencies.shape(2)) - 2);
+             })
+        .def_prop_ro("classes", &TableSet::classes)
+        .def_prop_ro("largest_magnitude", &TableSet::max_magnitude);
+
+    m.def("normalize_counts", [](In<uint64_t, 2> counts) {
+        require(counts.shape(1) >= 3, "counts: expected [tables, K + 2]");
+        auto frequencies = allocate<uint16_t, 2>({counts.shape(0), counts.shape(1)});
+        const int largest = static_cast<int>(counts.shape(1)) - 2;
+        for (size_t t = 0; t < counts.shape(0); ++t)
+            normalize_counts(counts.data() + t * counts.shape(1), largest, frequencies.data() + t * counts.shape(1));
+        return frequencies;
+    });
 }
 
-std::vector<Segment> to_segments(const std::vector<IndexedSegment>& tuples) {
-    std::vector<Segment> segments;
-    for (const auto& [indices, row_codes, column_codes, shift, trellis] : tuples)
-        segments.push_back(to_segment(indices, row_codes, column_codes, shift, trellis));
-    return segments;
-}
-
-std::vector<Segment> to_segments(const std::vector<SegmentDescription>& tuples) {
-    std::vector<Segment> segments;
-    for (const auto& [row_codes, column_codes, shift, trellis] : tuples)
-        segments.push_back(to_segment(nullptr, row_codes, column_codes, shift, trellis));
-    return segments;
-}
-
-void make_tables(TableSet* self, const Input<uint16_t, 3>& frequencies, const Input<uint8_t, 1>& escape_orders) {
-    check_length("frequencies", frequencies.shape(0), 2);
-    check_length("escape_orders", escape_orders.size(), frequencies.shape(1));
-    new (self) TableSet(frequencies.data(), frequencies.shape(1), frequencies.shape(2), escape_orders.data());
-}
-
-template <typename T>
-Output<uint16_t, 2> normalize(const Input<T, 2>& counts) {
-    const size_t tables = counts.shape(0);
-    const size_t width = counts.shape(1);
-    auto frequencies = std::make_unique<uint16_t[]>(tables * width);
-    {
-        nb::gil_scoped_release release;
-        std::vector<double> row(width);
-        for (size_t table = 0; table < tables; ++table) {
-            for (size_t i = 0; i < width; ++i) row[i] = static_cast<double>(counts.data()[table * width + i]);
-            normalize_counts(row.data(), width, frequencies.get() + table * width);
+void bind_streams(nb::module_& m) {
+    m.def("count_symbols", [](int classes, int largest, const std::vector<CodedSegment>& coded) {
+        require(classes >= 1 && classes <= 64 && largest >= 1, "count_symbols: bad number of classes or alphabet");
+        std::vector<Segment> segments;
+        std::vector<const int32_t*> indices;
+        split(coded, segments, indices);
+        auto counts =
+            allocate<uint64_t, 3>({kQuantizers, static_cast<size_t>(classes), static_cast<size_t>(largest) + 2});
+        const nb::gil_scoped_release release;
+        for (size_t s = 0; s < segments.size(); ++s)
+            count_symbols(segments[s], indices[s], classes, largest, counts.data());
+        return counts;
+    });
+    m.def("stream_bits", [](const TableSet& tables, const std::vector<CodedSegment>& coded) {
+        std::vector<Segment> segments;
+        std::vector<const int32_t*> indices;
+        split(coded, segments, indices);
+        const nb::gil_scoped_release release;
+        double bits = 0.0;
+        for (size_t s = 0; s < segments.size(); ++s) bits += stream_bits(tables, segments[s], indices[s]);
+        return bits;
+    });
+    m.def("encode_stream", [](const TableSet& tables, const std::vector<CodedSegment>& coded, int lanes) {
+        std::vector<Segment> segments;
+        std::vector<const int32_t*> indices;
+        split(coded, segments, indices);
+        Coded result;
+        {
+            const nb::gil_scoped_release release;
+            result = encode_stream(tables, segments, indices, lanes);
         }
-    }
-    return to_numpy<uint16_t, 2>(std::move(frequencies), {tables, width});
-}
-
-Output<uint64_t, 3> count(std::pair<int, int> tables_shape, const std::vector<IndexedSegment>& tuples) {
-    const auto [classes, max_magnitude] = tables_shape;
-    if (classes < 1 || classes > kMaxClasses || max_magnitude < 1 || !is_alphabet(static_cast<size_t>(max_magnitude)))
-        throw std::invalid_argument("tables_shape is (" + std::to_string(classes) + ", " +
-                                    std::to_string(max_magnitude) + "); expected 1 to 64 classes, 7, 15, 31 or 63");
-    const std::vector<Segment> segments = to_segments(tuples);
-    const auto width = static_cast<size_t>(max_magnitude) + 2;
-    auto counts = std::make_unique<uint64_t[]>(2 * static_cast<size_t>(classes) * width);
-    {
-        nb::gil_scoped_release release;
-        count_symbols(segments, classes, max_magnitude, counts.get());
-    }
-    return to_numpy<uint64_t, 3>(std::move(counts), {2, static_cast<size_t>(classes), width});
-}
-
-double ideal_bits(const TableSet& tables, const std::vector<IndexedSegment>& tuples) {
-    const std::vector<Segment> segments = to_segments(tuples);
-    nb::gil_scoped_release release;
-    return stream_bits(tables, segments);
-}
-
-std::pair<nb::bytes, nb::bytes> encode(const TableSet& tables, const std::vector<IndexedSegment>& tuples, int lanes) {
-    const std::vector<Segment> segments = to_segments(tuples);
-    CodedStream coded;
-    {
-        nb::gil_scoped_release release;
-        coded = encode_stream(tables, segments, lanes);
-    }
-    return {to_bytes(coded.stream), to_bytes(coded.escapes)};
-}
-
-nb::list decode(const TableSet& tables, const nb::bytes& stream, const nb::bytes& escapes,
-                const std::vector<SegmentDescription>& tuples, int lanes) {
-    const std::vector<Segment> segments = to_segments(tuples);
-    const std::span<const uint8_t> stream_span = to_span(stream);
-    const std::span<const uint8_t> escape_span = to_span(escapes);
-    std::vector<std::unique_ptr<int32_t[]>> arrays;
-    {
-        nb::gil_scoped_release release;
-        check_capacity(stream_span.size(), segments);
-        std::vector<int32_t*> outputs;
-        for (const Segment& segment : segments) {
-            arrays.emplace_back(new int32_t[segment.columns * segment.rows]);
-            outputs.push_back(arrays.back().get());
+        return std::make_pair(to_bytes(result.stream), to_bytes(result.escapes));
+    });
+    m.def("decode_stream", [](const TableSet& tables, const nb::bytes& stream, const nb::bytes& escapes,
+                              const std::vector<DescribedSegment>& described, int lanes) {
+        std::vector<Segment> segments;
+        std::vector<Out<int32_t, 2>> decoded;
+        std::vector<int32_t*> indices;
+        for (const auto& [row_codes, column_codes, shift, trellis] : described) {
+            segments.push_back(describe(row_codes, column_codes, shift, trellis));
+            decoded.push_back(allocate<int32_t, 2>({segments.back().columns, segments.back().rows}));
+            indices.push_back(decoded.back().data());
         }
-        decode_stream(tables, stream_span, escape_span, segments, outputs, lanes);
-    }
-    nb::list matrices;
-    for (size_t i = 0; i < segments.size(); ++i)
-        matrices.append(to_numpy<int32_t, 2>(std::move(arrays[i]), {segments[i].columns, segments[i].rows}));
-    return matrices;
+        const uint8_t* stream_data = data_of(stream);
+        const uint8_t* escape_data = data_of(escapes);
+        const size_t stream_size = stream.size();
+        const size_t escape_size = escapes.size();
+        const nb::gil_scoped_release release;
+        decode_stream(tables, stream_data, stream_size, escape_data, escape_size, segments, indices, lanes);
+        return decoded;
+    });
+    m.def("reconstruct",
+          [](In<int32_t, 2> k, In<int32_t, 1> row_codes, In<int32_t, 1> column_codes, int shift, int trellis,
+             In<int8_t, 3> offsets, In<float, 1> column_steps, In<float, 2> row_steps, In<int32_t, 1> groups) {
+              const Segment segment = describe(row_codes, column_codes, shift, trellis);
+              require(k.shape(0) == segment.columns && k.shape(1) == segment.rows &&
+                          column_steps.shape(0) == segment.columns && row_steps.shape(0) == segment.rows &&
+                          groups.shape(0) == segment.columns,
+                      "reconstruct: steps do not fit the indices");
+              require(offsets.shape(0) == kQuantizers && offsets.shape(1) >= 1 && offsets.shape(2) == 2,
+                      "reconstruct: offsets are not [2, classes, 2]");
+              for (size_t j = 0; j < segment.columns; ++j)
+                  require(groups.data()[j] >= 0 && static_cast<size_t>(groups.data()[j]) < row_steps.shape(1),
+                          "reconstruct: a group is out of range");
+              auto values = allocate<float, 2>({segment.columns, segment.rows});
+              const Steps steps{offsets.data(),      static_cast<int>(offsets.shape(1)),
+                                column_steps.data(), row_steps.data(),
+                                groups.data(),       row_steps.shape(1)};
+              const nb::gil_scoped_release release;
+              reconstruct(segment, k.data(), steps, values.data());
+              return values;
+          });
 }
 
-Output<float, 2> reconstruct_values(const Input<int32_t, 2>& indices, const Codes& row_codes, const Codes& column_codes,
-                                    int shift, int trellis, const Input<int8_t, 3>& offsets,
-                                    const Input<float, 1>& column_steps, const Input<float, 2>& row_steps,
-                                    const Codes& column_groups) {
-    const Segment segment = to_segment(indices, row_codes, column_codes, shift, trellis);
-    check_length("offsets", offsets.shape(0), 2);
-    check_length("the last axis of offsets", offsets.shape(2), 2);
-    if (offsets.shape(1) < 1 || offsets.shape(1) > static_cast<size_t>(kMaxClasses))
-        throw std::invalid_argument("offsets have " + std::to_string(offsets.shape(1)) + " classes; expected 1 to 64");
-    check_length("column_steps", column_steps.size(), segment.columns);
-    check_length("row_steps", row_steps.shape(0), segment.rows);
-    check_length("column_groups", column_groups.size(), segment.columns);
-    const Reconstruction grid{offsets.data(),       static_cast<int>(offsets.shape(1)),
-                              column_steps.data(),  row_steps.data(),
-                              column_groups.data(), row_steps.shape(1)};
-    std::unique_ptr<float[]> values;
-    {
-        nb::gil_scoped_release release;
-        values.reset(new float[segment.columns * segment.rows]);
-        reconstruct(segment, grid, values.get());
-    }
-    return to_numpy<float, 2>(std::move(values), {segment.columns, segment.rows});
+void bind_side(nb::module_& m) {
+    m.def("encode_integers", [](In<int32_t, 1> values, In<uint8_t, 1> contexts) {
+        require(values.shape(0) == contexts.shape(0), "encode_integers: one context per value");
+        return to_bytes(encode_integers(values.data(), contexts.data(), values.shape(0)));
+    });
+    m.def("decode_integers", [](const nb::bytes& data, In<uint8_t, 1> contexts) {
+        auto values = allocate<int32_t, 1>({contexts.shape(0)});
+        decode_integers(data_of(data), data.size(), contexts.data(), contexts.shape(0), values.data());
+        return values;
+    });
 }
 
-nb::bytes encode_side(const Codes& values, const Input<uint8_t, 1>& contexts) {
-    check_length("contexts", contexts.size(), values.size());
-    std::vector<uint8_t> bytes;
-    {
-        nb::gil_scoped_release release;
-        bytes = encode_integers({values.data(), values.size()}, {contexts.data(), contexts.size()});
-    }
-    return to_bytes(bytes);
-}
-
-Output<int32_t, 1> decode_side(const nb::bytes& coded, const Input<uint8_t, 1>& contexts) {
-    const std::span<const uint8_t> bytes = to_span(coded);
-    std::unique_ptr<int32_t[]> values;
-    {
-        nb::gil_scoped_release release;
-        values.reset(new int32_t[contexts.size()]);
-        decode_integers(bytes, {contexts.data(), contexts.size()}, values.get());
-    }
-    return to_numpy<int32_t, 1>(std::move(values), {contexts.size()});
+void bind_feedback(nb::module_& m) {
+    m.def(
+        "quantize_block",
+        [](In<float, 2> weights, InOut<float, 2> targets, std::optional<In<float, 2>> factor, In<float, 1> column_steps,
+           In<float, 2> row_steps, In<int32_t, 1> groups, In<int32_t, 1> row_codes, int shift, int codes_per_octave,
+           int zero_code, In<float, 2> bits, In<float, 2> offsets, In<uint8_t, 1> escape_orders, float lambda,
+           InOut<double, 2> sums, InOut<double, 2> counts) {
+            const size_t columns = weights.shape(0);
+            const size_t rows = weights.shape(1);
+            const size_t classes = bits.shape(0);
+            require(targets.shape(0) == columns && targets.shape(1) == rows && column_steps.shape(0) == columns &&
+                        groups.shape(0) == columns && row_steps.shape(0) == rows && row_codes.shape(0) == rows,
+                    "quantize_block: shapes differ");
+            require(!factor || (factor->shape(0) == columns && factor->shape(1) == columns),
+                    "quantize_block: factor is not [columns, columns]");
+            require(classes >= 1 && bits.shape(1) >= 3 && offsets.shape(0) == classes && offsets.shape(1) == 2 &&
+                        escape_orders.shape(0) == classes && sums.shape(0) == classes && sums.shape(1) == 2 &&
+                        counts.shape(0) == classes && counts.shape(1) == 2,
+                    "quantize_block: tables differ in their number of classes");
+            for (size_t j = 0; j < columns; ++j)
+                require(groups.data()[j] >= 0 && static_cast<size_t>(groups.data()[j]) < row_steps.shape(1),
+                        "quantize_block: a group is out of range");
+            auto indices = allocate<int32_t, 2>({columns, rows});
+            auto errors = allocate<float, 2>({columns, rows});
+            auto codes = allocate<int32_t, 1>({columns});
+            const RoundingModel model{bits.data(),
+                                      offsets.data(),
+                                      escape_orders.data(),
+                                      static_cast<int>(classes),
+                                      static_cast<int>(bits.shape(1)) - 2,
+                                      lambda};
+            const FeedbackBlock block{columns,
+                                      rows,
+                                      weights.data(),
+                                      targets.data(),
+                                      factor ? factor->data() : nullptr,
+                                      column_steps.data(),
+                                      row_steps.data(),
+                                      groups.data(),
+                                      row_steps.shape(1),
+                                      row_codes.data(),
+                                      shift,
+                                      codes_per_octave,
+                                      zero_code,
+                                      indices.data(),
+                                      errors.data(),
+                                      codes.data(),
+                                      sums.data(),
+                                      counts.data()};
+            {
+                const nb::gil_scoped_release release;
+                quantize_block(model, block);
+            }
+            return std::make_tuple(indices, errors, codes);
+        },
+        "weights"_a, "targets"_a, "factor"_a.none(), "column_steps"_a, "row_steps"_a, "groups"_a, "row_codes"_a,
+        "shift"_a, "codes_per_octave"_a, "zero_code"_a, "bits"_a, "offsets"_a, "escape_orders"_a, "rate_weight"_a,
+        "residual_sums"_a, "residual_counts"_a);
 }
 
 }  // namespace
 }  // namespace trueaxis
 
-NB_MODULE(_core, module) {
-    using namespace trueaxis;
-    module.doc() = "Entropy coder of trueaxis: tables, interleaved rANS, trellis, side information.";
-    nb::class_<TableSet>(module, "TableSet", "Frequency tables of a model, checked.")
-        .def("__init__", &make_tables, "frequencies"_a.noconvert(), "escape_orders"_a.noconvert())
-        .def_prop_ro("classes", &TableSet::classes)
-        .def_prop_ro("max_magnitude", &TableSet::max_magnitude);
-    module.def("normalize_counts", &normalize<double>, "counts"_a.noconvert(), "Counts to 12-bit frequencies.");
-    module.def("normalize_counts", &normalize<uint64_t>, "counts"_a.noconvert());
-    module.def("count_symbols", &count, "tables_shape"_a, "segments"_a.noconvert(), "Counts of |k| per table.");
-    module.def("stream_bits", &ideal_bits, "tables"_a, "segments"_a.noconvert(), "Ideal code length in bits.");
-    module.def("encode_stream", &encode, "tables"_a, "segments"_a.noconvert(), "lanes"_a, "Indices to bytes.");
-    module.def("decode_stream", &decode, "tables"_a, "stream"_a, "escapes"_a, "segments"_a.noconvert(), "lanes"_a,
-               "Bytes to indices.");
-    module.def("reconstruct", &reconstruct_values, "indices"_a.noconvert(), "row_codes"_a.noconvert(),
-               "column_codes"_a.noconvert(), "shift"_a, "trellis"_a, "offsets"_a.noconvert(),
-               "column_steps"_a.noconvert(), "row_steps"_a.noconvert(), "column_groups"_a.noconvert(),
-               "Indices to float32 values.");
-    module.def("encode_integers", &encode_side, "values"_a.noconvert(), "contexts"_a.noconvert(),
-               "Side information to bytes.");
-    module.def("decode_integers", &decode_side, "coded"_a, "contexts"_a.noconvert(), "Bytes to side information.");
+NB_MODULE(_core, m) {
+    m.doc() = "C++ core of trueaxis: tables, rANS, trellis, side information, noise feedback.";
+    trueaxis::bind_tables(m);
+    trueaxis::bind_streams(m);
+    trueaxis::bind_side(m);
+    trueaxis::bind_feedback(m);
 }

@@ -1,25 +1,15 @@
-// Interleaved rANS: indices of whole matrices to bytes and back, every index with the table of its context.
+// Interleaved rANS: chains of strips of columns to bytes and back.
 //
-//   segments ─▶ strips of up to `lanes` columns ─▶ one 32-bit state per lane ─▶ stream (states, 16-bit words)
-//                                                                          └─▶ escapes (bits of |k| > K)
+//   segments (columns of matrices) + tables ─▶ stream: lane states, 16-bit words   and   escapes: a bit stream
 //
-// A lane is one column of a strip over all its rows; strips follow one another with the same states, and lanes beyond
-// the last column idle. The stream holds `lanes` little-endian 32-bit states in [2^16, 2^32), then little-endian 16-bit
-// words in the order in which decoding consumes them: by strip, by row, by lane. One step reads x as
+// A lane is one column, a strip is up to `lanes` adjacent columns over all their rows; lane states run on from strip to
+// strip. Words lie in the order in which rows, and within a row lanes, consume them. See docs/format.md.
 //
-//   x ─▶ frequency · (x >> 12) + (x & 4095) − cumulative, then x = x << 16 | word where x < 2^16
-//
-// The encoder starts every lane at 2^16 and walks backwards, so a decoder that does not end there has read damage.
-// An escape is a sign bit (1 for negative) and |k| − K − 1 in Exp-Golomb code of the class's order, most significant
-// bit first, in the order by strip, row, lane, padded to a byte with zeros.
-//
-// References: Duda, Asymmetric numeral systems (arXiv:1311.2540); Giesen, Interleaved entropy coders (arXiv:1402.3392);
-// Teuhola 1978 for the Exp-Golomb code.
+// References: Duda, arXiv:1311.2540 (rANS); Giesen, arXiv:1402.3392 (interleaving).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "table.hpp"
@@ -27,30 +17,27 @@
 
 namespace trueaxis {
 
+constexpr uint32_t kStateFloor = 1U << 16;
 constexpr int kMaxLanes = 32;
-constexpr uint32_t kLargestIndex = 1U << 24;
 
-struct CodedStream {
+struct Coded {
     std::vector<uint8_t> stream;
     std::vector<uint8_t> escapes;
 };
 
-// Counts [2, classes, K + 2] of |k| = 0 … K and of larger ones, per quantizer of the trellis state and class.
-void count_symbols(std::span<const Segment> segments, int classes, int max_magnitude, uint64_t* counts);
+// indices[s] are the [columns, rows] of segments[s]. Throws std::invalid_argument if a table is missing.
+Coded encode_stream(const TableSet& tables, const std::vector<Segment>& segments,
+                    const std::vector<const int32_t*>& indices, int lanes);
 
-// Ideal length: −log2 of the 12-bit probabilities, and the escapes' own bits.
-double stream_bits(const TableSet& tables, std::span<const Segment> segments);
+// Inverse; every read is bounded. Throws std::invalid_argument on bytes that encode_stream cannot have written.
+void decode_stream(const TableSet& tables, const uint8_t* stream, size_t stream_bytes, const uint8_t* escapes,
+                   size_t escape_bytes, const std::vector<Segment>& segments, const std::vector<int32_t*>& indices,
+                   int lanes);
 
-// Throws std::invalid_argument for an index beyond ±2^24 or one that its table gives no probability.
-CodedStream encode_stream(const TableSet& tables, std::span<const Segment> segments, int lanes);
+// Adds occurrences of |k| = 0..max_magnitude and above to counts [2, classes, max_magnitude + 2].
+void count_symbols(const Segment& segment, const int32_t* indices, int classes, int max_magnitude, uint64_t* counts);
 
-// Throws std::invalid_argument where `stream` holds too few bytes for `segments`, whatever its tables. Allocations for
-// decoding wait for this.
-void check_capacity(size_t stream_bytes, std::span<const Segment> segments);
-
-// Fills outputs[s] [columns, rows] of every segment; throws std::invalid_argument unless both streams are consumed
-// exactly and every state ends where the encoder began.
-void decode_stream(const TableSet& tables, std::span<const uint8_t> stream, std::span<const uint8_t> escapes,
-                   std::span<const Segment> segments, std::span<int32_t* const> outputs, int lanes);
+// Ideal code length under the tables, escapes' payload included, in bits.
+double stream_bits(const TableSet& tables, const Segment& segment, const int32_t* indices);
 
 }  // namespace trueaxis

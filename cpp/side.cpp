@@ -1,218 +1,198 @@
-// Adaptive binary range coder for side information; see side.hpp.
+// Side information coder; see side.hpp.
 #include "side.hpp"
 
-#include <algorithm>
-#include <array>
 #include <bit>
+#include <memory>
 #include <stdexcept>
-#include <string>
-
-#include "trellis.hpp"
 
 namespace trueaxis {
 namespace {
 
-constexpr uint32_t kRenormalizeBelow = 1U << 24;
-constexpr size_t kReadAhead = 4;  // bytes that the flush may leave out
+constexpr int kExponents = 30;
+constexpr uint32_t kRenormalize = 1U << 24;
+constexpr size_t kTrimmed = 4;  // zero bytes at the end that the encoder may leave out
 
-// Probability that a bit is 0, in 1/65536; both estimates stay within 1 … 65535.
-class AdaptiveBit {
-  public:
-    uint32_t probability() const { return (static_cast<uint32_t>(fast_) + slow_) >> 1; }
-
+// Probability of a zero bit in 1/65536: the mean of a fast and a slow estimate.
+struct Bit {
+    uint16_t fast = 1U << 15;
+    uint16_t slow = 1U << 15;
+    uint32_t chance() const { return (uint32_t{fast} + slow) >> 1; }
     void update(bool bit) {
-        const int shift = std::bit_width(seen_ + 1U);
-        adapt(fast_, bit, std::min(shift, kFastShift));
-        adapt(slow_, bit, std::min(shift, kSlowShift));
-        if (shift < kSlowShift) ++seen_;
+        if (bit) {
+            fast -= fast >> 4;
+            slow -= slow >> 7;
+        } else {
+            fast += (65535 - fast) >> 4;
+            slow += (65535 - slow) >> 7;
+        }
     }
-
-  private:
-    static constexpr int kFastShift = 4;
-    static constexpr int kSlowShift = 7;
-
-    static void adapt(uint16_t& estimate, bool bit, int shift) {
-        const uint32_t value = estimate;
-        estimate = static_cast<uint16_t>(bit ? value - (value >> shift) : value + ((65536U - value) >> shift));
-    }
-
-    uint16_t fast_ = 32768;
-    uint16_t slow_ = 32768;
-    uint8_t seen_ = 0;
 };
 
-// The adaptive bits of one context.
-struct IntegerModel {
-    AdaptiveBit nonzero;
-    AdaptiveBit negative;
-    std::array<AdaptiveBit, kExponentLimit> longer;    // is the exponent above e
-    std::array<AdaptiveBit, kExponentLimit> mantissa;  // first bit below the leading one, given the exponent
+struct Context {
+    Bit zero;
+    Bit sign;
+    Bit prefix[kExponents + 1];
+    Bit mantissa[kExponents + 1];
 };
 
-using Models = std::array<IntegerModel, 256>;
+// Width of the part of the range that belongs to a zero bit; never zero, never all.
+uint32_t split(uint32_t range, const Bit& bit) {
+    const uint32_t chance = bit.chance() >> 4;
+    return (range >> 12) * (chance < 1 ? 1 : (chance > 4095 ? 4095 : chance));
+}
 
-class RangeEncoder {
-  public:
-    void encode(bool bit, AdaptiveBit& model) {
-        const auto bound = static_cast<uint32_t>((static_cast<uint64_t>(range_) * model.probability()) >> 16);
-        if (bit) low_ += bound;
-        range_ = bit ? range_ - bound : bound;
+class Encoder {
+   public:
+    void code(Bit& model, bool bit) {
+        const uint32_t bound = split(range_, model);
+        if (bit) {
+            low_ += bound;
+            range_ -= bound;
+        } else {
+            range_ = bound;
+        }
         model.update(bit);
         renormalize();
     }
-
-    void encode_bypass(uint32_t value, int count) {
-        while (count-- > 0) {
-            range_ >>= 1;
-            if ((value >> count & 1U) != 0) low_ += range_;
-            renormalize();
-        }
+    void bypass(bool bit) {
+        range_ >>= 1;
+        if (bit) low_ += range_;
+        renormalize();
     }
-
-    // Ends at the number in the interval with most trailing zeros; the decoder reads zeros past the end.
     std::vector<uint8_t> finish() {
-        int zeros = 32;
-        uint64_t end = 0;
-        do {
-            const uint64_t mask = (uint64_t{1} << zeros) - 1;
-            end = (low_ + mask) & ~mask;
-        } while (end - low_ >= range_ && zeros-- > 0);
-        low_ = end;
-        for (size_t i = 0; i <= kReadAhead; ++i) shift_low();
-        for (size_t i = 0; i < kReadAhead && bytes_.back() == 0; ++i) bytes_.pop_back();
+        // The shortest number inside [low, low + range): zero as many trailing bytes as the range allows.
+        for (int drop = 24; drop >= 0; drop -= 8) {
+            const uint64_t unit = uint64_t{1} << drop;
+            const uint64_t rounded = (low_ + unit - 1) & ~(unit - 1);
+            if (rounded < low_ + range_) {
+                low_ = rounded;
+                break;
+            }
+        }
+        for (int i = 0; i < 4; ++i) shift();
+        for (size_t i = 0; i < kTrimmed && !bytes_.empty() && bytes_.back() == 0; ++i) bytes_.pop_back();
         return std::move(bytes_);
     }
 
-  private:
+   private:
     void renormalize() {
-        while (range_ < kRenormalizeBelow) {
+        while (range_ < kRenormalize) {
             range_ <<= 8;
-            shift_low();
+            shift();
         }
     }
-
-    // Moves the top byte of `low_` out; bytes of 255 wait until it is known whether a carry runs through them.
-    void shift_low() {
-        if (low_ < 0xFF000000U || low_ > 0xFFFFFFFFU) {
-            const auto carry = static_cast<uint8_t>(low_ >> 32);
-            if (started_) bytes_.push_back(static_cast<uint8_t>(held_ + carry));
-            bytes_.insert(bytes_.end(), waiting_, static_cast<uint8_t>(0xFFU + carry));
-            started_ = true;
-            waiting_ = 0;
-            held_ = static_cast<uint8_t>(low_ >> 24);
-        } else {
-            ++waiting_;
+    // Moves the top byte of low out; a carry runs back through bytes already written.
+    void shift() {
+        if (low_ >> 32) {
+            for (size_t i = bytes_.size(); i-- > 0 && ++bytes_[i] == 0;) {
+            }
         }
-        low_ = (low_ & 0x00FFFFFFU) << 8;
+        low_ &= 0xFFFFFFFFU;
+        bytes_.push_back(static_cast<uint8_t>(low_ >> 24));
+        low_ = (low_ << 8) & 0xFFFFFFFFU;
     }
 
+    std::vector<uint8_t> bytes_;
     uint64_t low_ = 0;
     uint32_t range_ = 0xFFFFFFFFU;
-    uint8_t held_ = 0;
-    bool started_ = false;
-    size_t waiting_ = 0;
-    std::vector<uint8_t> bytes_;
 };
 
-class RangeDecoder {
-  public:
-    explicit RangeDecoder(std::span<const uint8_t> bytes) : bytes_(bytes) {
-        for (size_t i = 0; i < kReadAhead; ++i) code_ = code_ << 8 | next_byte();
-        if (code_ >= range_) throw std::invalid_argument("the side information begins with an impossible number");
+class Decoder {
+   public:
+    Decoder(const uint8_t* data, size_t bytes) : data_(data), bytes_(bytes) {
+        for (int i = 0; i < 4; ++i) code_ = code_ << 8 | next();
     }
-
-    bool decode(AdaptiveBit& model) {
-        const auto bound = static_cast<uint32_t>((static_cast<uint64_t>(range_) * model.probability()) >> 16);
+    bool code(Bit& model) {
+        const uint32_t bound = split(range_, model);
         const bool bit = code_ >= bound;
-        if (bit) code_ -= bound;
-        range_ = bit ? range_ - bound : bound;
+        if (bit) {
+            code_ -= bound;
+            range_ -= bound;
+        } else {
+            range_ = bound;
+        }
         model.update(bit);
         renormalize();
         return bit;
     }
-
-    uint32_t decode_bypass(int count) {
-        uint32_t value = 0;
-        while (count-- > 0) {
-            range_ >>= 1;
-            const bool bit = code_ >= range_;
-            if (bit) code_ -= range_;
-            value = value << 1 | static_cast<uint32_t>(bit);
-            renormalize();
-        }
-        return value;
+    bool bypass() {
+        range_ >>= 1;
+        const bool bit = code_ >= range_;
+        if (bit) code_ -= range_;
+        renormalize();
+        return bit;
+    }
+    void finish() const {
+        if (position_ < bytes_) throw std::invalid_argument("side information is longer than its numbers");
     }
 
-    void check_end() const {
-        if (position_ < bytes_.size())
-            throw std::invalid_argument("the side information is " + std::to_string(bytes_.size()) +
-                                        " bytes long but its values end after " + std::to_string(position_));
-    }
-
-  private:
+   private:
     void renormalize() {
-        while (range_ < kRenormalizeBelow) {
+        while (range_ < kRenormalize) {
             range_ <<= 8;
-            code_ = code_ << 8 | next_byte();
+            code_ = code_ << 8 | next();
         }
     }
-
-    uint32_t next_byte() {
-        if (position_ >= bytes_.size() + kReadAhead) throw std::invalid_argument("the side information is truncated");
-        const uint32_t byte = position_ < bytes_.size() ? bytes_[position_] : 0U;
-        ++position_;
-        return byte;
+    uint32_t next() {
+        if (position_ < bytes_) return data_[position_++];
+        if (++past_ > kTrimmed) throw std::invalid_argument("side information is truncated");
+        return 0;
     }
 
-    std::span<const uint8_t> bytes_;
+    const uint8_t* data_;
+    size_t bytes_;
     size_t position_ = 0;
-    uint32_t range_ = 0xFFFFFFFFU;
+    size_t past_ = 0;
     uint32_t code_ = 0;
+    uint32_t range_ = 0xFFFFFFFFU;
 };
-
-void encode_integer(RangeEncoder& coder, IntegerModel& model, int32_t value) {
-    coder.encode(value != 0, model.nonzero);
-    if (value == 0) return;
-    coder.encode(value < 0, model.negative);
-    const uint32_t magnitude = magnitude_of(value);
-    const int exponent = std::bit_width(magnitude) - 1;
-    if (exponent >= kExponentLimit)
-        throw std::invalid_argument("side information holds " + std::to_string(value) + "; expected within ±2^30");
-    for (int e = 0; e <= exponent; ++e) coder.encode(e < exponent, model.longer[static_cast<size_t>(e)]);
-    if (exponent == 0) return;
-    coder.encode((magnitude >> (exponent - 1) & 1U) != 0, model.mantissa[static_cast<size_t>(exponent)]);
-    coder.encode_bypass(magnitude, exponent - 1);
-}
-
-int32_t decode_integer(RangeDecoder& coder, IntegerModel& model) {
-    if (!coder.decode(model.nonzero)) return 0;
-    const bool negative = coder.decode(model.negative);
-    int exponent = 0;
-    while (coder.decode(model.longer[static_cast<size_t>(exponent)]))
-        if (++exponent >= kExponentLimit) throw std::invalid_argument("side information holds a value beyond ±2^30");
-    uint32_t magnitude = 1;
-    if (exponent > 0) {
-        const bool bit = coder.decode(model.mantissa[static_cast<size_t>(exponent)]);
-        magnitude = magnitude << 1 | static_cast<uint32_t>(bit);
-        magnitude = magnitude << (exponent - 1) | coder.decode_bypass(exponent - 1);
-    }
-    return negative ? -static_cast<int32_t>(magnitude) : static_cast<int32_t>(magnitude);
-}
 
 }  // namespace
 
-std::vector<uint8_t> encode_integers(std::span<const int32_t> values, std::span<const uint8_t> contexts) {
-    Models models;
-    RangeEncoder coder;
-    for (size_t i = 0; i < values.size(); ++i) encode_integer(coder, models[contexts[i]], values[i]);
-    return coder.finish();
+std::vector<uint8_t> encode_integers(const int32_t* values, const uint8_t* contexts, size_t count) {
+    const auto models = std::make_unique<Context[]>(256);
+    Encoder encoder;
+    for (size_t n = 0; n < count; ++n) {
+        const int32_t value = values[n];
+        if (value > kLargestInteger || value < -kLargestInteger)
+            throw std::invalid_argument("encode: a number of the side information is beyond 2^30");
+        Context& model = models[contexts[n]];
+        encoder.code(model.zero, value != 0);
+        if (value == 0) continue;
+        encoder.code(model.sign, value < 0);
+        const auto magnitude = static_cast<uint32_t>(value < 0 ? -value : value);
+        const int exponent = std::bit_width(magnitude) - 1;
+        for (int e = 0; e < exponent; ++e) encoder.code(model.prefix[e], true);
+        encoder.code(model.prefix[exponent], false);
+        for (int b = exponent - 1; b >= 0; --b) {
+            const bool bit = (magnitude >> b & 1U) != 0;
+            if (b == exponent - 1)
+                encoder.code(model.mantissa[exponent], bit);
+            else
+                encoder.bypass(bit);
+        }
+    }
+    return encoder.finish();
 }
 
-void decode_integers(std::span<const uint8_t> bytes, std::span<const uint8_t> contexts, int32_t* values) {
-    Models models;
-    RangeDecoder coder(bytes);
-    for (size_t i = 0; i < contexts.size(); ++i) values[i] = decode_integer(coder, models[contexts[i]]);
-    coder.check_end();
+void decode_integers(const uint8_t* data, size_t bytes, const uint8_t* contexts, size_t count, int32_t* values) {
+    const auto models = std::make_unique<Context[]>(256);
+    Decoder decoder(data, bytes);
+    for (size_t n = 0; n < count; ++n) {
+        Context& model = models[contexts[n]];
+        values[n] = 0;
+        if (!decoder.code(model.zero)) continue;
+        const bool negative = decoder.code(model.sign);
+        int exponent = 0;
+        while (decoder.code(model.prefix[exponent]))
+            if (++exponent >= kExponents) throw std::invalid_argument("side information: a number is out of range");
+        uint32_t magnitude = 1;
+        for (int b = exponent - 1; b >= 0; --b)
+            magnitude =
+                magnitude << 1 | (b == exponent - 1 ? decoder.code(model.mantissa[exponent]) : decoder.bypass());
+        values[n] = negative ? -static_cast<int32_t>(magnitude) : static_cast<int32_t>(magnitude);
+    }
+    decoder.finish();
 }
 
 }  // namespace trueaxis

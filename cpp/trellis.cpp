@@ -1,53 +1,46 @@
-// Trellis codes and the reconstruction of values; see trellis.hpp.
+// Trellis state machine and reconstruction; see trellis.hpp.
 #include "trellis.hpp"
 
 #include <stdexcept>
-#include <string>
 
 namespace trueaxis {
 namespace {
 
-// Octal parity-check polynomials (h0, h1) of 1, 4, 8, 16, 32 and 64 states.
-constexpr uint32_t kCodes[kTrellisCount][2] = {{0, 0}, {05, 02}, {013, 04}, {023, 04}, {045, 010}, {0103, 024}};
+struct Code {
+    uint32_t h0, h1;
+};
+constexpr Code kCodes[] = {{0, 0}, {05, 02}, {013, 04}, {023, 04}, {045, 010}, {0103, 024}};
+constexpr int kCodeCount = sizeof(kCodes) / sizeof(kCodes[0]);
 
-void reconstruct_column(const Segment& segment, const Reconstruction& grid, size_t column, float* values) {
-    const int32_t group = grid.column_groups[column];
-    if (group < 0 || static_cast<size_t>(group) >= grid.groups)
-        throw std::invalid_argument("column " + std::to_string(column) + " is in group " + std::to_string(group) +
-                                    " but there are row steps for " + std::to_string(grid.groups) + " groups");
-    const int32_t* indices = segment.indices + column * segment.rows;
-    const float* row_steps = grid.row_steps + group;
-    const float column_step = grid.column_steps[column];
-    const int32_t column_code = segment.column_codes[column];
-    uint32_t state = 0;
-    for (size_t row = 0; row < segment.rows; ++row) {
-        const int32_t k = indices[row];
-        const uint32_t quantizer = state & 1U;
-        float position = static_cast<float>(fine_index(k, quantizer));
-        if (k != 0) {
-            const int cls = class_of(segment.row_codes[row], column_code, segment.shift, grid.classes);
-            const size_t cell = (quantizer * static_cast<size_t>(grid.classes) + cls) * 2;
-            const float offset = static_cast<float>(grid.offsets[cell + (magnitude_of(k) >= 2 ? 1 : 0)]) / 64.0F;
-            position += k < 0 ? -offset : offset;
-        }
-        const float step = column_step * row_steps[row * grid.groups];
-        values[row] = position * step;
-        state = segment.trellis.next(state, k);
-    }
+const Code& code_of(int id) {
+    if (id < 0 || id >= kCodeCount) throw std::invalid_argument("trellis: unknown identifier");
+    return kCodes[id];
 }
 
 }  // namespace
 
-Trellis trellis_of(int identifier) {
-    if (identifier < 0 || identifier >= kTrellisCount)
-        throw std::invalid_argument("trellis " + std::to_string(identifier) + " is unknown; this version has 0 to " +
-                                    std::to_string(kTrellisCount - 1));
-    return {kCodes[identifier][1] >> 1, kCodes[identifier][0] >> 1};
-}
+Trellis::Trellis(int id) : on_parity_(code_of(id).h1 >> 1), on_state_(code_of(id).h0 >> 1) {}
 
-void reconstruct(const Segment& segment, const Reconstruction& grid, float* values) {
-    for (size_t column = 0; column < segment.columns; ++column)
-        reconstruct_column(segment, grid, column, values + column * segment.rows);
+void reconstruct(const Segment& segment, const int32_t* indices, const Steps& steps, float* values) {
+    const Trellis trellis(segment.trellis);
+    for (size_t j = 0; j < segment.columns; ++j) {
+        uint32_t state = 0;
+        const auto group = static_cast<size_t>(steps.groups[j]);
+        for (size_t i = 0; i < segment.rows; ++i) {
+            const int32_t k = indices[j * segment.rows + i];
+            const int q = Trellis::quantizer(state);
+            const int32_t sign = (k > 0) - (k < 0);
+            float value = static_cast<float>(2 * k - q * sign);
+            if (k != 0) {
+                const auto cls = static_cast<size_t>(segment.class_of(i, j, steps.classes));
+                const size_t cell = (static_cast<size_t>(q) * steps.classes + cls) * 2 + (k > 1 || k < -1 ? 1 : 0);
+                value += static_cast<float>(sign) * (static_cast<float>(steps.offsets[cell]) / 64.0F);
+            }
+            const float step = steps.column_steps[j] * steps.row_steps[i * steps.group_count + group];
+            values[j * segment.rows + i] = value * step;
+            state = trellis.next(state, k);
+        }
+    }
 }
 
 }  // namespace trueaxis
