@@ -11,7 +11,6 @@ import argparse
 import platform
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ def report(
     for rate in rates:
         for name in recipes:
             gaps = []
-            for source, weight, metric in sources():
+            for source, weight, metric in sources:
                 start = time.perf_counter()
                 bits, lost, limit = code(weight, metric, name, rate)
                 gaps.append(bits - limit)
@@ -66,20 +65,24 @@ def report(
             print(f"{'median at ' + str(rate):34} {name:13} {'':7} {'':10} {'':7} {np.median(gaps):7.4f}", flush=True)
 
 
-def gaussian(size: int) -> list[tuple[str, Array, Metric]]:
+def gaussian(size: int) -> list[Source]:
     """One i.i.d. standard normal matrix under the identity metric."""
     weight = np.random.default_rng(0).standard_normal((size, size), np.float32)
     return [(f"gaussian {size}", weight, Metric(None))]
 
 
-def layers(file: Path) -> list[tuple[str, Array, Metric]]:
-    """Linear layers of a file that holds NAME.weight [m, n] and NAME's E[x xᵀ] [n, n]."""
+def layers(file: Path) -> list[Source]:
+    """Linear layers of a file that holds NAME.weight [m, n] and NAME.input_second_moment [n, n]; key and value share query's."""
     from safetensors.numpy import load_file
 
     tensors = load_file(file)
     names = sorted(name for name, value in tensors.items() if name.endswith(".weight") and value.ndim == 2)
-    metrics = {name: next(tensors[k] for k in tensors if k.startswith(name[:-6]) and k != name) for name in names}
-    return [(n, tensors[n].astype(np.float32), Metric(metrics[n].astype(np.float64))) for n in names]
+    found = []
+    for name in names:
+        layer = {"key": "query", "value": "query"}.get(name.removesuffix(".weight"), name.removesuffix(".weight"))
+        moment = tensors[f"{layer}.input_second_moment"].astype(np.float64)
+        found.append((name.removesuffix(".weight"), tensors[name], Metric(moment)))
+    return found
 
 
 def main() -> None:
@@ -90,7 +93,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0, 4.0])
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
-    report("i.i.d. Gaussian", lambda: gaussian(options.size), ["identity"], options.bits)
+    report("i.i.d. Gaussian", gaussian(options.size), ["identity"], options.bits)
     if options.layers:
         report(
             str(options.layers.name),
