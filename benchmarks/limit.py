@@ -26,6 +26,8 @@ from trueaxis.recipe import Rans, recipe
 from trueaxis.types import Array, Metric, Weight
 
 PASSES = 6
+RECIPES = ["identity", "gptq", "gptq-uniform", "rtn"]
+Source = tuple[str, Array, Metric]
 
 
 def code(weight: Array, metric: Metric, name: str, target_bits: float) -> tuple[float, float, float]:
@@ -48,9 +50,7 @@ def code(weight: Array, metric: Metric, name: str, target_bits: float) -> tuple[
     return bits, lost / distance(weight, metric), limit_bits(metric.second_moment, weight, lost)
 
 
-def report(
-    label: str, sources: Callable[[], list[tuple[str, Array, Metric]]], recipes: list[str], rates: list[float]
-) -> None:
+def report(label: str, sources: list[Source], recipes: list[str], rates: list[float]) -> None:
     """One line per source, recipe and rate, then the median gap."""
     print(f"\n{label}\n{'source':34} {'recipe':13} {'bits':>7} {'rel. D':>10} {'limit':>7} {'gap':>7} {'s':>6}")
     for rate in rates:
@@ -72,7 +72,7 @@ def gaussian(size: int) -> list[Source]:
 
 
 def layers(file: Path) -> list[Source]:
-    """Linear layers of a file that holds NAME.weight [m, n] and NAME.input_second_moment [n, n]; key and value share query's."""
+    """Layers of a file with NAME.weight [m, n] and NAME.input_second_moment [n, n]; key and value share query's."""
     from safetensors.numpy import load_file
 
     tensors = load_file(file)
@@ -95,12 +95,7 @@ def main() -> None:
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     report("i.i.d. Gaussian", gaussian(options.size), ["identity"], options.bits)
     if options.layers:
-        report(
-            str(options.layers.name),
-            lambda: layers(options.layers),
-            ["identity", "gptq", "gptq-uniform", "rtn"],
-            options.bits,
-        )
+        report(str(options.layers.name), layers(options.layers), RECIPES, options.bits)
 
 
 if __name__ == "__main__":
