@@ -28,7 +28,7 @@ from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.progress import Progress, silent
-from trueaxis.quantize.budget import first_c, search
+from trueaxis.quantize.budget import LEARNING_PASSES, first_c, search
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Plan, Planner
 from trueaxis.recipe import Recipe
@@ -105,16 +105,17 @@ def compress(
     passes = 0
 
     def run(c: float) -> Assembled:
-        """One pass at c; what it counts becomes the next pass's code lengths and centroids."""
+        """One pass at c; what early ones count becomes the next pass's code lengths and centroids."""
         nonlocal tables, passes
         outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), jobs, threads)
         fitted = fit_tables(count_symbols([outcome.quantized for outcome in outcomes]), tables.offsets)
         matrices = [(job.weight, outcome.quantized) for job, outcome in zip(jobs, outcomes, strict=True)]
         header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": []}
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header)
-        learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
-        tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
         passes += 1
+        if passes <= LEARNING_PASSES:
+            learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
+            tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
         progress("search", passes, passes + 1)
         return result
 

@@ -16,7 +16,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     """Facts of a compressed directory.
 
     Returns:
-        parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards and
+        parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards,
+        spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
         tensors: name, shape, dtype, storage ("quantized", "exact" or "tied to NAME"), own_bytes (records of its own),
         shared_stream (its number, or None). `report` is the object that compression left behind, or None.
 
@@ -35,6 +36,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "bits_per_param": file_bytes * 8 / parameters,
         "format_version": container.header["version"],
         "recipe": container.header["recipe"],
+        "spent_bytes": _spent_bytes(container, file_bytes),
         "shards": len([file for file in files if file.suffix == ".safetensors"]),
         "tensors": [_describe(container, name) for name in container.tensors],
         "report": report,
@@ -59,6 +61,23 @@ def _describe(container: Container, name: str) -> dict[str, Any]:
     else:
         row["storage"] = "exact"
     return row
+
+
+def _spent_bytes(container: Container, file_bytes: int) -> dict[str, int]:
+    """Bytes by purpose; `frame` is headers, record frames, checksums, index and config.json's growth."""
+    spent = {"indices": 0, "side_information": 0, "tables": 0, "exact": 0}
+    for record in container.model_records():
+        spent["indices" if record.type == RecordType.STREAM else "tables"] += len(record.payload)
+    for name, info in container.tensors.items():
+        for record in container.records(name):
+            if record.type == RecordType.RESIDUAL:
+                streams = unpack_residual(record.payload, *info.shape).streams
+                coded = sum(len(data) for pair in streams for data in pair)
+                spent["indices"] += coded
+                spent["side_information"] += len(record.payload) - coded
+            elif record.type == RecordType.PLANES:
+                spent["exact"] += len(record.payload)
+    return {**spent, "frame": file_bytes - sum(spent.values())}
 
 
 def _config_growth(path: Path, container: Container) -> int:

@@ -39,10 +39,12 @@ class Feedback:
     Attributes:
         damping: First δ added to H as δ · mean(diag H) · I; escalates until the factorization succeeds.
         rate_weight: λ of rounding in units of the scalar step squared per bit; 0 rounds to the nearest point.
+        row_exponent: a of the row weights ρ^a that steps follow, 0 to 1; see `quantize.plan.tempered`.
     """
 
     damping: float = 1e-3
-    rate_weight: float = 0.07
+    rate_weight: float = 0.02
+    row_exponent: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def _parse_stage(stage: str, value: Any) -> Any:
 RANGES = {
     "damping": (0.0, 1.0),
     "rate_weight": (0.0, 10.0),
+    "row_exponent": (0.0, 1.0),
     "group": (1, 1 << 30),
     "lanes": (1, 32),
     "chain": (1, 1 << 40),

@@ -94,7 +94,7 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
         if rows < ROWS_FOR_COLUMN_STEPS:
             diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
         column_steps[order] = unit / diagonal
-    row_steps = 1.0 / np.sqrt(np.maximum(row_importance(metric, rows), TINY))
+    row_steps = 1.0 / np.sqrt(np.maximum(tempered(row_importance(metric, rows), stage.row_exponent), TINY))
     return Plan(
         weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True
     )
@@ -108,6 +108,17 @@ def row_importance(metric: Metric, rows: int) -> Array:
         return np.ones(rows)
     head = float(np.diag(metric.second_moment).mean())
     return (head + metric.embedding_weights) / (head + float(metric.embedding_weights.mean()))
+
+
+def tempered(importance: Array, exponent: float) -> Array:
+    """Row weights ρ^a, scaled so that Σ ρᵢ / ρᵢ′ is the number of rows.
+
+    D is linear in a row's error, KL is not: a rare token whose row is rounded away costs far more than D says. Less
+    unequal steps keep such rows; the scale is the one at which rate against D is still traded at the slope of the
+    other tensors.
+    """
+    softened = importance**exponent
+    return softened * float(np.mean(importance / np.maximum(softened, TINY)))
 
 
 def plan_rtn(stage: RoundToNearest, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
