@@ -22,7 +22,7 @@ from trueaxis.quantize.grid import OCTAVE, column_groups, steps
 from trueaxis.types import Array, Contexts, FormatError, Grid, Quantized
 
 SHARED_BELOW = 1 << 18  # matrices with fewer weights share streams
-WEIGHTS_PER_BYTE = 1 << 20  # a payload claiming to hold more is refused before anything is allocated
+INTEGERS_PER_BYTE = 4608  # of side information: a number costs at least log2(4096 / 4091) bits there
 LARGEST_CODE = 1 << 20
 
 Segment = tuple[Array, Array, Array, int, int]
@@ -138,12 +138,11 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
         or strips_per_stream < 1
     ):
         raise ValueError("a field of the header is out of range")
-    groups = -(-columns // group)
-    if max(rows * columns, rows * groups) > len(payload) * WEIGHTS_PER_BYTE:
-        raise ValueError(f"{len(payload)} bytes cannot hold [{rows}, {columns}]")
     side = payload[position : position + side_bytes]
     if len(side) != side_bytes:
         raise ValueError("the side information is truncated")
+    if sum(_side_lengths(rows, columns, group)) > (side_bytes + 8) * INTEGERS_PER_BYTE:
+        raise ValueError(f"{side_bytes} bytes of side information are too few for [{rows}, {columns}]")
     grid, contexts = _unpack_side(side, rows, columns, group, resolution, shift, modes)
     position += side_bytes
     count = 0 if shared else len(parts(columns, lanes, strips_per_stream))
@@ -177,8 +176,9 @@ def decode_indices(header: ResidualHeader, tables: Tables) -> Array:
         FormatError: A stream does not decode.
     """
     ranges = parts(header.columns, header.lanes, header.strips_per_stream)
+    whole = _description(header)
     decoded = [
-        _decode(tables, stream, escapes, [_description(header, part)], header.lanes)[0]
+        _decode(tables, stream, escapes, [(whole[0], whole[1][part], *whole[2:])], header.lanes)[0]
         for part, (stream, escapes) in zip(ranges, header.streams, strict=True)
     ]
     return np.concatenate(decoded)
@@ -227,16 +227,22 @@ def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
     return weight
 
 
-def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list, lanes: int) -> list[Array]:
+Description = tuple[Array, Array, int, int]
+
+
+def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list[Description], lanes: int) -> list[Array]:
+    weights = sum(rows.size * columns.size for rows, columns, *_ in descriptions)
+    if weights > (len(stream) // 2 - lanes) * tables.weights_per_word:
+        raise FormatError(f"stream: {len(stream)} bytes are too few for {weights} weights; the file is damaged")
     try:
         return _core.decode_stream(tables.coder, stream, escapes, descriptions, lanes)
     except ValueError as error:
         raise FormatError(f"stream: {error}; the file is damaged") from error
 
 
-def _description(header: ResidualHeader, part: slice = slice(None)) -> tuple[Array, Array, int, int]:
-    order = file_order(header.grid, header.contexts)[part]
-    codes = np.ascontiguousarray(header.contexts.column_codes[order])
+def _description(header: ResidualHeader) -> Description:
+    """The coder's view of a matrix that is still coded: its columns in file order."""
+    codes = np.ascontiguousarray(header.contexts.column_codes[file_order(header.grid, header.contexts)])
     return header.contexts.row_codes, codes, header.contexts.shift, header.trellis
 
 
@@ -271,24 +277,30 @@ def _differences(integers: Array) -> Array:
 
 def _side_contexts(lengths: list[int]) -> Array:
     """The first number of each array has a context of its own."""
-    return np.concatenate([[2 * i] + [2 * i + 1] * (length - 1) for i, length in enumerate(lengths)]).astype(np.uint8)
+    repeats = [count for length in lengths for count in (1, length - 1)]
+    return np.repeat(np.arange(2 * len(lengths), dtype=np.uint8), repeats)
+
+
+def _side_lengths(rows: int, columns: int, group: int) -> list[int]:
+    """Numbers in each of the four arrays, their first one included."""
+    return [columns + 1, rows * -(-columns // group) + 1, columns + 1, rows + 1]
 
 
 def _unpack_side(
     side: bytes, rows: int, columns: int, group: int, resolution: int, shift: int, modes: int
 ) -> tuple[Grid, Contexts]:
-    groups = -(-columns // group)
-    lengths = [columns + 1, rows * groups + 1, columns + 1, rows + 1]
+    lengths = _side_lengths(rows, columns, group)
     coded = _core.decode_integers(side, _side_contexts(lengths)).astype(np.int64)
     arrays = []
     for number, array in enumerate(np.split(coded, np.cumsum(lengths)[:-1])):
-        body = np.cumsum(array[1:]) if modes >> number & 1 else array[1:] + array[0]
-        if body.size and np.abs(body).max() > LARGEST_CODE:
+        differences = bool(modes >> number & 1)
+        body = np.cumsum(array[1:]) if differences else array[1:] + array[0]
+        if np.abs(body).max() > LARGEST_CODE or (differences and array[0] != 0):
             raise ValueError("a step or scale code is out of range")
         arrays.append(body)
     column_steps, row_steps, scale, row_scale = arrays
     scale = scale + _predicted_scale(column_steps, resolution, shift)
-    grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, groups), resolution, group)
+    grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, -1), resolution, group)
     for codes in (grid.column_codes, grid.row_codes):
         steps(codes, resolution)
     return grid, Contexts(row_scale.astype(np.int32), scale.astype(np.int32), shift)
