@@ -130,8 +130,7 @@ def _tensor_info(row: Any, where: str) -> TensorInfo:
     name, shape, dtype, shard, offset, length = row
     if not is_tensor_name(name):
         raise FormatError(f"{where}: {str(name)[:80]!r} is no tensor name; the file is damaged")
-    extents = shape if isinstance(shape, list) and len(shape) <= DIMENSION_LIMIT else [None]
-    if not all(_is_count(extent) for extent in extents) or math.prod(max(e, 1) for e in extents) > SIZE_LIMIT:
+    if not _is_shape(shape):
         raise FormatError(f"{where}: {name}: shape {str(shape)[:80]} is out of range; the file is damaged")
     if dtype not in DTYPES:
         raise FormatError(f"{where}: {name}: dtype {str(dtype)[:80]!r} is not one of: {', '.join(DTYPES)}")
@@ -156,6 +155,12 @@ def _is_file_name(name: Any) -> bool:
     """Whether a copied file can be what the name says: it stays in its directory and holds no weights or code."""
     reserved = name == "config.json" or str(name).endswith((".safetensors", ".safetensors.index.json", ".py"))
     return is_tensor_name(name) and not name.startswith(".") and not reserved
+
+
+def _is_shape(shape: Any) -> bool:
+    if not isinstance(shape, list) or len(shape) > DIMENSION_LIMIT or not all(map(_is_count, shape)):
+        return False
+    return math.prod(max(extent, 1) for extent in shape) <= SIZE_LIMIT
 
 
 def _is_count(value: Any) -> bool:

@@ -92,6 +92,7 @@ class Statistics:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file, whole or not at all; `load_statistics` reads it back bit for bit."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors = {f"sum/{space}": value for space, value in self.sums.items()}
@@ -109,7 +110,7 @@ class Statistics:
         try:
             save_file(contiguous, partial, metadata={_FORMAT: json.dumps(header, sort_keys=True)})
             partial.replace(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise CalibrationError(f"{path}: the statistics cannot be written: {error}") from error
         finally:
             partial.unlink(missing_ok=True)
