@@ -24,6 +24,7 @@ from trueaxis.types import Array, Contexts, FormatError, Grid, Quantized
 SHARED_BELOW = 1 << 18  # matrices with fewer weights share streams
 INTEGERS_PER_BYTE = 4608  # of side information: a number costs at least log2(4096 / 4091) bits there
 LARGEST_CODE = 1 << 20
+SHORT_STREAM, FEW_LANES = 10_000, 16  # bytes below which a lane's three bytes of flushing matter, and lanes for them
 
 Segment = tuple[Array, Array, Array, int, int]
 
@@ -91,21 +92,31 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
     """
     columns, rows = quantized.indices.shape
     lanes = min(lanes, columns)
-    strips_per_stream = max(1, chain // (lanes * rows))
+    coded, strips_per_stream = [], 1
+    if shared is None:
+        coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
+        if lanes > FEW_LANES and sum(len(stream) for stream, _ in coded) < SHORT_STREAM * len(coded):
+            lanes = FEW_LANES
+            coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
     side, modes = _pack_side(quantized.grid, quantized.contexts)
     head = bytes(
         [quantized.trellis, quantized.grid.resolution, quantized.contexts.shift, modes | quantized.centroids << 4]
     )
     numbers = (quantized.grid.group, lanes, strips_per_stream, 0 if shared is None else shared + 1, len(side))
     payload = head + b"".join(map(pack_varint, numbers)) + side
-    if shared is not None:
-        return payload
-    coded = [
-        _core.encode_stream(tables.coder, [segment(quantized, part)], lanes)
-        for part in parts(columns, lanes, strips_per_stream)
-    ]
     lengths = b"".join(pack_varint(len(data)) for pair in coded for data in pair)
     return payload + lengths + b"".join(data for pair in coded for data in pair)
+
+
+def _encode_parts(
+    quantized: Quantized, tables: Tables, lanes: int, chain: int
+) -> tuple[list[tuple[bytes, bytes]], int]:
+    """(stream, escapes) of every range of columns, and the strips chained into each."""
+    columns, rows = quantized.indices.shape
+    strips_per_stream = max(1, chain // (lanes * rows))
+    ranges = parts(columns, lanes, strips_per_stream)
+    coded = [_core.encode_stream(tables.coder, [segment(quantized, part)], lanes) for part in ranges]
+    return coded, strips_per_stream
 
 
 def unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
@@ -187,7 +198,11 @@ def decode_indices(header: ResidualHeader, tables: Tables) -> Array:
 def pack_shared(matrices: list[Quantized], tables: Tables, lanes: int) -> bytes:
     """Payload of a `stream` record: the indices of several matrices in one chain."""
     lanes = min(lanes, max(matrix.indices.shape[0] for matrix in matrices))
-    stream, escapes = _core.encode_stream(tables.coder, [segment(matrix) for matrix in matrices], lanes)
+    segments = [segment(matrix) for matrix in matrices]
+    stream, escapes = _core.encode_stream(tables.coder, segments, lanes)
+    if lanes > FEW_LANES and len(stream) < SHORT_STREAM:
+        lanes = FEW_LANES
+        stream, escapes = _core.encode_stream(tables.coder, segments, lanes)
     return pack_varint(lanes) + pack_varint(len(stream)) + stream + escapes
 
 
