@@ -286,6 +286,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def is_compressed(path: str | Path) -> bool:
+    """Whether a directory says that trueaxis wrote it; damaged and foreign ones do not."""
+    try:
+        read_config(Path(path))
+    except FormatError:
+        return False
+    return True
+
+
 def _first_shard(path: Path) -> Path:
     single = path / shard_names(1)[0]
     if single.is_file():

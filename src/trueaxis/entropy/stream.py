@@ -90,7 +90,7 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
         chain: Weights that a stream should hold at least.
         shared: Number of a shared stream, or None to code the indices here.
     """
-    columns, rows = quantized.indices.shape
+    columns = quantized.indices.shape[0]
     lanes = min(lanes, columns)
     coded, strips_per_stream = [], 1
     if shared is None:

@@ -100,6 +100,10 @@ class Decoder:
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor in the original checkpoint."""
+        return _torch_dtype(self.container.tensors[name])
+
     def residual(self, name: str) -> ResidualHeader | None:
         """Parsed side information of a quantized tensor; None for one that is stored exactly or tied."""
         info = self.container.tensors[name]
