@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import save_small_llama, save_tokens
 from safetensors.torch import load_file, save_file
 
 import trueaxis
+from checkpoints import save_small_llama, save_tokens
 from trueaxis.cli import main
 from trueaxis.types import CalibrationError, CheckpointError, TrueaxisError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from forge import SPECIMEN_CONFIG, dismantle, forge, write_specimen
 from safetensors import safe_open
 
+from forge import SPECIMEN_CONFIG, dismantle, forge, write_specimen
 from trueaxis.container import CONFIG, INDEX, Container, Entry, pack_shards, safetensors_head, shard_names
 from trueaxis.record import FRAME, Record, RecordType
 from trueaxis.runtime.decode import Decoder

@@ -126,8 +126,8 @@ def test_absurd_tensor_is_refused_by_name(changes: dict[str, Any], message: str)
 
 @pytest.mark.parametrize(
     "name",
-    ["", "..", "../w", "a/../b", "a..b", "/etc/passwd", "a/b", "a\\b", "a\nb", "a\0b", "\x1b[31mred", "\x7f", "‮w", "\ud800",
-     "__metadata__", "x" * 513, 7, None, ["w"]],
+    ["", "..", "../w", "a/../b", "a..b", "/etc/passwd", "a/b", "a\\b", "a\nb", "a\0b", "\x1b[31mred", "\x7f", "\u202ew",
+     "\ud800", "__metadata__", "x" * 513, 7, None, ["w"]],
 )  # fmt: skip
 def test_names_that_are_paths_or_unprintable_are_refused(name: Any) -> None:
     with pytest.raises(FormatError, match="is no tensor name") as caught:
@@ -151,7 +151,7 @@ def test_tensors_fill_the_shards_without_overlap_or_gap() -> None:
     rows = [["a", [1], "F32", 0, 20, 16], ["b", [1], "F32", 1, 0, 30], ["c", [1], "F32", 0, 36, 17]]
     assert list(tensor_list({**FACTS, "tensors": rows}, [53, 30], "h")) == ["a", "b", "c"]
     for bad in ([*rows, rows[0]], rows[:2], rows[::-1], [rows[0], rows[1], [*rows[2][:4], 35, 18]]):
-        with pytest.raises(FormatError, match="^h: "):
+        with pytest.raises(FormatError, match=r"^h: "):
             tensor_list({**FACTS, "tensors": bad}, [53, 30], "h")
 
 
@@ -172,7 +172,7 @@ def test_hostile_text_takes_no_memory(text: bytes) -> None:
     record = record_of(text)
     tracemalloc.start()
     try:
-        with pytest.raises(FormatError, match="^h: "):
+        with pytest.raises(FormatError, match=r"^h: "):
             parse_model_record(record, "h")
         assert tracemalloc.get_traced_memory()[1] < 40 << 20
     finally:
@@ -182,7 +182,7 @@ def test_hostile_text_takes_no_memory(text: bytes) -> None:
 def test_damaged_compression_is_refused() -> None:
     payload = record_of(GOLDEN_TEXT).payload
     for damaged in (*(payload[:length] for length in range(len(payload))), payload + b"\0"):
-        with pytest.raises(FormatError, match="^h: "):
+        with pytest.raises(FormatError, match=r"^h: "):
             parse_model_record(Record(RecordType.MODEL, damaged), "h")
 
 

@@ -51,7 +51,7 @@ def test_round_trip(contents: list[tuple[RecordType, bytes]]) -> None:
 def test_every_truncation_is_refused() -> None:
     data = pack_record(Record(RecordType.ALIAS, b"name"))
     for length in range(1, len(data)):
-        with pytest.raises(FormatError, match="^w: "):
+        with pytest.raises(FormatError, match=r"^w: "):
             list(parse_records(data[:length], TENSOR_TYPES, "w"))
 
 
@@ -60,7 +60,7 @@ def test_every_flipped_bit_is_refused() -> None:
     for bit in range(8 * len(data)):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(FormatError, match="^w: "):
+        with pytest.raises(FormatError, match=r"^w: "):
             list(parse_records(bytes(damaged), TENSOR_TYPES, "w"))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from forge import Parts, dismantle, forge, memory_limit, residual_fields, residual_payload, write_specimen
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forge import Parts, dismantle, forge, memory_limit, residual_fields, residual_payload, write_specimen
 from trueaxis import _core
 from trueaxis.entropy.model import CLASSES, _body_contexts, _shape_contexts
 from trueaxis.entropy.varint import pack_varint, unpack_varint

@@ -1,4 +1,4 @@
-"""Damaged outputs of a real run: `verify` and `load` refuse them by name; hostile configurations are refused as well."""
+"""Damaged outputs of a real run: `verify` and `load` refuse them by name; so do configurations that do not fit."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoints import save_small_llama, save_tokens
-from forge import dismantle, forge, memory_limit
 
 import trueaxis
+from checkpoints import save_small_llama, save_tokens
+from forge import dismantle, forge, memory_limit
 from trueaxis import assemble
 from trueaxis.cli import main
 from trueaxis.container import CONFIG, INDEX, Container, Entry, pack_shards, shard_names
