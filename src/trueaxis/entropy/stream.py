@@ -90,8 +90,7 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
         chain: Weights that a stream should hold at least.
         shared: Number of a shared stream, or None to code the indices here.
     """
-    columns, rows = quantized.indices.shape
-    lanes = min(lanes, columns)
+    lanes = min(lanes, quantized.indices.shape[0])
     coded, strips_per_stream = [], 1
     if shared is None:
         coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
