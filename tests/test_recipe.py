@@ -124,7 +124,7 @@ def test_recipes_by_name_by_file_and_as_they_are(tmp_path: Path) -> None:
 def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str) -> None:
     file = tmp_path / "bad.json"
     file.write_text(text)
-    with pytest.raises(TrueaxisError, match="bad.json"):
+    with pytest.raises(TrueaxisError, match=r"bad\.json"):
         recipe(file)
 
 

@@ -236,9 +236,7 @@ def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
         steps(header.grid.row_codes, header.grid.resolution),
         np.ascontiguousarray(column_groups(header.grid)[order]),
     )
-    weight = np.empty((header.rows, header.columns), np.float32)
-    weight[:, order] = values.T
-    return weight
+    return np.ascontiguousarray(values[np.argsort(order)].T)
 
 
 def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list, lanes: int) -> list[Array]:
