@@ -48,7 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trueaxis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    compress = commands.add_parser("compress", help="checkpoint to compressed directory, on target")
+    compress = commands.add_parser(
+        "compress",
+        help="checkpoint to compressed directory, on target",
+        description="Compress a checkpoint so that the whole file ends at most at the target and within 1 %% below it.",
+    )
     compress.add_argument(
         "model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)"
     )
@@ -176,7 +180,7 @@ def _verify(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import verify
 
     found = verify(options.out)
-    return {"verified": True, **found}, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
+    return found, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
 
 
 def _unpack(options: argparse.Namespace) -> Result:
