@@ -140,7 +140,7 @@ def test_streams_of_one_byte_per_many_weights() -> None:
     for lanes in (1, 3, 32):
         payload = pack_residual(zero, tables, lanes, 1 << 30)
         header = unpack_residual(payload, rows, columns)
-        (stream, _), = header.streams
+        ((stream, _),) = header.streams
         assert rows * columns > (len(stream) // 2 - lanes) * tables.weights_per_word / (2 if lanes == 1 else lanes)
         assert not decode_indices(header, tables).any()
 
