@@ -89,6 +89,16 @@ def test_unpack_prints_where(compressed: Path, tmp_path: Path, capsys: pytest.Ca
     assert set(one) == set(two) and all(bool((one[name] == two[name]).all()) for name in one)
 
 
+def test_inspect_shows_where_the_bytes_go(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(compressed)]) == 0
+    text = capsys.readouterr().out
+    found = trueaxis.inspect(compressed)
+    for purpose, size in found["spent_bytes"].items():
+        assert f"{purpose} {size:,}" in text
+    for row in found["report"]["tensors"]:
+        assert f"{row['bits_per_weight']:.4f}" in next(line for line in text.splitlines() if row["name"] in line)
+
+
 @pytest.mark.parametrize("command", ["inspect", "verify"])
 def test_text_names_the_directory(command: str, compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, str(compressed)]) == 0
