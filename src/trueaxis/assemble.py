@@ -19,7 +19,7 @@ from trueaxis.container import CONFIG, Entry, Record, RecordType, config_hash, p
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, Tables, pack_tables
 from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, segment
 from trueaxis.model.checkpoint import Checkpoint, check_finite
-from trueaxis.recipe import Rans
+from trueaxis.recipe import Coder
 from trueaxis.types import Array, Quantized, Weight
 
 SHARD_BYTES = 5 * 10**9
@@ -71,7 +71,7 @@ def assemble(
     matrices: Sequence[tuple[Weight, Quantized]],
     exact: Sequence[Entry],
     tables: Tables,
-    stage: Rans,
+    stage: Coder,
     header: Mapping[str, Any],
 ) -> Assembled:
     """All files of the compressed model, in memory.
@@ -108,7 +108,7 @@ def assemble(
     return Assembled(files, account, total, total - round(sum(account.values())))
 
 
-def _shared_groups(matrices: Sequence[tuple[Weight, Quantized]], stage: Rans) -> list[list[tuple[Weight, Quantized]]]:
+def _shared_groups(matrices: Sequence[tuple[Weight, Quantized]], stage: Coder) -> list[list[tuple[Weight, Quantized]]]:
     """Small matrices in order, a new group whenever one holds `chain` weights."""
     groups: list[list[tuple[Weight, Quantized]]] = []
     filled = stage.chain

@@ -19,6 +19,7 @@ from trueaxis.accounting import tensor_reports
 from trueaxis.align.identity import ALIGNERS
 from trueaxis.assemble import Assembled, assemble, count_symbols, exact_entry, write_files
 from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from
+from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.function.none import FUNCTIONS
 from trueaxis.metric.metric import metric_for
 from trueaxis.metric.sketch import sketch
@@ -108,8 +109,12 @@ def compress(
         """One pass at c; what early ones count becomes the next pass's code lengths and centroids."""
         nonlocal tables, passes
         outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), jobs, threads)
-        fitted = fit_tables(count_symbols([outcome.quantized for outcome in outcomes]), tables.offsets)
-        matrices = [(job.weight, outcome.quantized) for job, outcome in zip(jobs, outcomes, strict=True)]
+        pool = POOLINGS[type(chosen.entropy)]
+        matrices = [
+            (job.weight, pool(chosen.entropy, job.weight, outcome.quantized))
+            for job, outcome in zip(jobs, outcomes, strict=True)
+        ]
+        fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
         header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": []}
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header)
         passes += 1
