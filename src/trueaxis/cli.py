@@ -63,7 +63,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="text, or token ids (.npy, integers [sequences, length])",
+        help="text, or token ids (.npy, integers [sequences, length]);\n"
+        "without it and --statistics: text sampled from the model",
     )
     compress.add_argument(
         "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
@@ -130,6 +131,7 @@ def _compress(options: argparse.Namespace) -> Result:
     text = (
         f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
         f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"calibrated on {report.calibration['tokens']:,} tokens ({report.calibration['source']})\n"
         f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
     )
