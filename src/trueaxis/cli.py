@@ -118,10 +118,11 @@ Result = tuple[dict[str, Any], str]
 
 
 def _compress(options: argparse.Namespace) -> Result:
-    from trueaxis.compress import compress
+    # Not `from trueaxis.compress import compress`: that import would put the module where the function is looked up.
+    import trueaxis
 
     with _progress_bar() as progress:
-        report = compress(
+        report = trueaxis.compress(
             options.model, options.out, bits=options.bits, size=options.size, calibration=options.calibration,
             statistics=options.statistics, recipe=options.recipe, seed=options.seed, threads=options.threads,
             device=options.device, overwrite=options.overwrite, progress=progress,

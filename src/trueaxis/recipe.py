@@ -34,7 +34,7 @@ class NoFunction:
 
 @dataclass(frozen=True)
 class Feedback:
-    """Quantize: noise feedback, lowest energy first, steps c / C_jj, rate-aware rounding, coded centroids.
+    """Quantize: noise feedback, lowest energy first, steps c / C_jj, coded centroids.
 
     Attributes:
         damping: First δ added to H as δ · mean(diag H) · I; escalates until the factorization succeeds.
@@ -43,7 +43,7 @@ class Feedback:
     """
 
     damping: float = 1e-3
-    rate_weight: float = 0.02
+    rate_weight: float = 0.0
     row_exponent: float = 0.5
 
 

@@ -87,9 +87,9 @@ def test_time_limits_the_number_of_batches(minimum: int, seconds: float, batches
 def test_the_log_tells_tokens_and_time_beforehand(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     with caplog.at_level(logging.WARNING):
-        tokens = sample_tokens(checkpoint, minimum_tokens(trace(checkpoint)), seed=0, limit_seconds=1e-6, tokens=2048)
-    assert tokens.size == 2048
-    assert "sampling 2,048 tokens from the model itself, about" in caplog.text
+        tokens = sample_tokens(checkpoint, minimum_tokens(trace(checkpoint)), seed=0, limit_seconds=1e-6, tokens=4096)
+    assert tokens.size == 1024
+    assert "sampling 1,024 tokens from the model itself, about" in caplog.text
 
 
 def test_compress_without_text_samples_and_says_so(
