@@ -117,7 +117,7 @@ def half_width(values: Array) -> float:
 
 
 def slope_of(found: Sequence[Run]) -> float:
-    """d ln KL / d bits from the two rates nearest the last one; 2 ln 2 per bit, the high-rate law, before there are two."""
+    """d ln KL / d bits between the last rate and its nearest; −2 ln 2, the high-rate law, before there are two."""
     if len(found) < 2:
         return -2 * np.log(2)
     last, near = found[-1], min(found[:-1], key=lambda other: abs(other.bits - found[-1].bits))
@@ -156,8 +156,9 @@ def table(model: Subject, group: Sequence[Run]) -> list[str]:
         difference = one.kl - group[0].kl
         paired = f"{difference.mean():+.5f} ± {half_width(difference):.5f}" if one is not group[0] else ""
         lines.append(
-            f"| {one.bits:.3f} | `{one.recipe}` | {one.file_bytes:,} | {one.kl.mean():.5f} ± {half_width(one.kl):.5f} | "
-            f"{paired} | {before:.3f} → {np.exp(one.loss.mean()):.3f} |"
+            f"| {one.bits:.3f} | `{one.recipe}` | {one.file_bytes:,} | "
+            f"{one.kl.mean():.5f} ± {half_width(one.kl):.5f} | {paired} | "
+            f"{before:.3f} → {np.exp(one.loss.mean()):.3f} |"
         )
     return lines
 
@@ -190,8 +191,8 @@ def main() -> None:
     lines = [
         "# `identity` against the baselines at equal file bytes",
         "",
-        f"Machine: {platform.processor() or platform.machine()}, {platform.platform()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__}.",
+        f"Machine: {platform.processor() or platform.machine()}, {platform.platform()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}.",
         f"Command: `python {' '.join(sys.argv)}`",
         "",
         (__doc__ or "").split("\n\n")[-1].strip(),
