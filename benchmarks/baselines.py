@@ -15,7 +15,7 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ import torch
 
 import trueaxis
 from trueaxis.demo.corpus import modules
+from trueaxis.likelihood import kl_nats, target_nats
 from trueaxis.metric.calibrate import load_tokens, tokenize
 from trueaxis.types import Array
 
@@ -45,7 +46,7 @@ HEAD = [
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model with its texts; `reference` holds the original's log-probabilities, one array per sequence."""
+    """A model with its texts; `reference` holds the original's logits, one array per sequence."""
 
     path: Path
     calibration: Path
@@ -65,21 +66,20 @@ class Run:
     loss: Array
 
 
-def log_probabilities(model: torch.nn.Module, tokens: Array) -> Iterator[torch.Tensor]:
-    """log p of the next token, float32 [length − 1, vocabulary], per sequence."""
+def logits_of(model: torch.nn.Module, tokens: Array) -> Iterator[torch.Tensor]:
+    """Logits of the next token, float32 [length − 1, vocabulary], per sequence."""
     with torch.inference_mode():
         for row in tokens:
-            ids = torch.from_numpy(row.astype(np.int64))[None]
-            yield model(ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+            yield model(torch.from_numpy(row.astype(np.int64))[None], use_cache=False).logits[0, :-1]
 
 
-def losses(tokens: Array, found: Sequence[torch.Tensor]) -> Array:
-    """Mean −log p of the true next token per sequence, nats."""
-    pairs = zip(tokens, found, strict=True)
-    return np.array([-float(p[range(len(p)), torch.from_numpy(row[1:].astype(np.int64))].mean()) for row, p in pairs])
+def losses(tokens: Array, found: Iterable[torch.Tensor]) -> Array:
+    """Mean −ln p of the true next token per sequence."""
+    targets = torch.from_numpy(tokens[:, 1:].astype(np.int64))
+    return np.array([float(target_nats(one, row).mean()) for one, row in zip(found, targets, strict=True)])
 
 
-def subject(path: Path, scratch: Path, sequences: int) -> Subject:
+def subject(path: Path, scratch: Path, statistics: Path, sequences: int) -> Subject:
     """Loads a model's texts and runs the original once."""
     from transformers import AutoModelForCausalLM
 
@@ -91,8 +91,8 @@ def subject(path: Path, scratch: Path, sequences: int) -> Subject:
     tokens = load_tokens(evaluation)
     tokens = tokens[np.linspace(0, len(tokens) - 1, min(sequences, len(tokens))).astype(int), :LENGTH]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    reference = list(log_probabilities(model, tokens))
-    return Subject(path, calibration, tokens, reference, scratch / f"{path.name}.safetensors")
+    reference = list(logits_of(model, tokens))
+    return Subject(path, calibration, tokens, reference, statistics / f"{path.name}.safetensors")
 
 
 def run(model: Subject, recipe: str, bits: float, scratch: Path) -> Run:
@@ -102,12 +102,8 @@ def run(model: Subject, recipe: str, bits: float, scratch: Path) -> Run:
         model.path, out, bits=bits, calibration=[model.calibration], statistics=model.statistics, recipe=recipe,
         overwrite=True,
     )  # fmt: skip
-    kl, found = [], []
-    for expected, p in zip(
-        model.reference, log_probabilities(trueaxis.load(out).float(), model.evaluation), strict=True
-    ):
-        kl.append(float((expected.exp() * (expected - p)).sum(-1).mean()))
-        found.append(p)
+    found = list(logits_of(trueaxis.load(out).float(), model.evaluation))
+    kl = [float(kl_nats(expected, logits).mean()) for expected, logits in zip(model.reference, found, strict=True)]
     return Run(recipe, bits, report.file_bytes, np.array(kl), losses(model.evaluation, found))
 
 
@@ -185,6 +181,7 @@ def main() -> None:
     parser.add_argument("--kl", type=float, nargs="+", default=KL_NATS)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--sequences", type=int, default=64, help="evaluation sequences of at most 512 tokens")
+    parser.add_argument("--statistics", type=Path, help="directory that keeps statistics for the next run")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     models = options.models or [file.parent for place in PLACES for file in sorted(place.glob("*/config.json"))]
@@ -200,7 +197,7 @@ def main() -> None:
     ]
     with tempfile.TemporaryDirectory() as directory:
         for path in models:
-            model = subject(path, Path(directory), options.sequences)
+            model = subject(path, Path(directory), options.statistics or Path(directory), options.sequences)
             lines += ["", f"## {path.name}: {model.evaluation.size:,} evaluation tokens", "", *HEAD]
             print("\n".join(lines[-5:]), flush=True)
             lost: list[str] = []

@@ -45,7 +45,7 @@ def obtain_statistics(
             "--statistics to calibrate on text sampled from the model"
         )
     if calibration:
-        source, parts = "text", read_tokens(checkpoint, calibration)
+        source, parts = "text", read_tokens(checkpoint.path, calibration)
     else:
         source, parts = "sampled", [sample_tokens(
             checkpoint, minimum_tokens(weights), seed=seed, device=device,
@@ -69,10 +69,15 @@ def obtain_statistics(
     return measured
 
 
-def read_tokens(checkpoint: Checkpoint, files: Sequence[str | Path]) -> list[Array]:
-    """Token arrays [sequences, length]: one per .npy file, one for all text files together."""
+def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Array]:
+    """Token arrays [sequences, length]: one per .npy file, one for all text files together.
+
+    Args:
+        directory: Of the model whose tokenizer reads the text.
+        files: Token ids (.npy) or text.
+    """
     arrays = [np.asarray(load_tokens(file), np.int64) for file in files if str(file).endswith(".npy")]
     texts = [file for file in files if not str(file).endswith(".npy")]
     if texts:
-        arrays.append(tokenize(checkpoint.path, texts, TEXT_LENGTH))
+        arrays.append(tokenize(directory, texts, TEXT_LENGTH))
     return arrays
