@@ -137,9 +137,9 @@ def rates(model: Subject, targets: Sequence[float], scratch: Path) -> Iterator[R
         yield min(found, key=lambda one: abs(np.log(one.kl.mean() / target)))
 
 
-def rows(model: Subject, targets: Sequence[float], recipes: Sequence[str], scratch: Path) -> Iterator[list[Run]]:
-    """All recipes at each rate, `identity` first."""
-    for reference in rates(model, targets, scratch):
+def rows(model: Subject, references: Iterator[Run], recipes: Sequence[str], scratch: Path) -> Iterator[list[Run]]:
+    """All recipes at the rate of each reference, a run of `identity`, which comes first."""
+    for reference in references:
         others = [run(model, name, reference.bits, scratch) for name in recipes if name != "identity"]
         yield [reference, *others]
 
@@ -179,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--kl", type=float, nargs="+", default=KL_NATS)
+    parser.add_argument("--bits", type=float, nargs="+", help="rates to run at instead of searching for those KL")
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--sequences", type=int, default=64, help="evaluation sequences of at most 512 tokens")
     parser.add_argument("--statistics", type=Path, help="directory that keeps statistics for the next run")
@@ -201,7 +202,9 @@ def main() -> None:
             lines += ["", f"## {path.name}: {model.evaluation.size:,} evaluation tokens", "", *HEAD]
             print("\n".join(lines[-5:]), flush=True)
             lost: list[str] = []
-            for group in rows(model, options.kl, options.recipes, Path(directory)):
+            fixed = (run(model, "identity", bits, Path(directory)) for bits in options.bits or ())
+            references = fixed if options.bits else rates(model, options.kl, Path(directory))
+            for group in rows(model, references, options.recipes, Path(directory)):
                 lines += table(model, group)
                 lost += verdict(group)
                 print("\n".join(lines[-len(group) :]), flush=True)
