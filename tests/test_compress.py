@@ -125,7 +125,8 @@ def test_calibration_input(model: Path, sources: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("some text")
     refuse(model, sources, CalibrationError, "no tokenizer", calibration=[tmp_path / "text.txt"])
     refuse(model, sources, CalibrationError, r"absent\.npy", calibration=[tmp_path / "absent.npy"])
-    refuse(model, sources, CalibrationError, "--calibration", calibration=[])
+    absent = tmp_path / "absent.safetensors"
+    refuse(model, sources, CalibrationError, "--calibration", calibration=[], statistics=absent)
 
 
 def test_statistics_of_another_model(sources: Path, tmp_path: Path) -> None:

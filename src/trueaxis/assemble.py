@@ -21,7 +21,7 @@ from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, se
 from trueaxis.header import config_hash
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
-from trueaxis.recipe import Rans
+from trueaxis.recipe import Coder
 from trueaxis.record import Record, RecordType
 from trueaxis.types import Array, Quantized, Weight
 
@@ -79,7 +79,7 @@ def assemble(
     matrices: Sequence[tuple[Weight, Quantized]],
     exact: Sequence[Entry],
     tables: Tables,
-    stage: Rans,
+    stage: Coder,
     header: Mapping[str, Any],
     threads: int = 1,
 ) -> Assembled:
@@ -133,7 +133,7 @@ def _config_with_dtype(checkpoint: Checkpoint) -> dict[str, Any]:
     return config
 
 
-def _shared_groups(matrices: Sequence[tuple[Weight, Quantized]], stage: Rans) -> list[list[tuple[Weight, Quantized]]]:
+def _shared_groups(matrices: Sequence[tuple[Weight, Quantized]], stage: Coder) -> list[list[tuple[Weight, Quantized]]]:
     """Small matrices in order, a new group whenever one holds `chain` weights."""
     groups: list[list[tuple[Weight, Quantized]]] = []
     filled = stage.chain

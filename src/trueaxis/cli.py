@@ -67,7 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="text, or token ids (.npy, integers [sequences, length])",
+        help="text, or token ids (.npy, integers [sequences, length]);\n"
+        "without it and --statistics: text sampled from the model",
     )
     compress.add_argument(
         "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
@@ -136,10 +137,11 @@ Result = tuple[dict[str, Any], str]
 
 
 def _compress(options: argparse.Namespace) -> Result:
-    from trueaxis.compress import compress
+    # Not `from trueaxis.compress import compress`: that import would put the module where the function is looked up.
+    import trueaxis
 
     with _progress_bar() as progress:
-        report = compress(
+        report = trueaxis.compress(
             options.model, options.out, bits=options.bits, size=options.size, calibration=options.calibration,
             statistics=options.statistics, recipe=options.recipe, seed=options.seed, threads=options.threads,
             device=options.device, overwrite=options.overwrite, progress=progress,
@@ -149,6 +151,7 @@ def _compress(options: argparse.Namespace) -> Result:
     text = (
         f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
         f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"calibrated on {report.calibration['tokens']:,} tokens ({report.calibration['source']})\n"
         f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
     )

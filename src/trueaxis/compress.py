@@ -19,6 +19,7 @@ from trueaxis.accounting import tensor_reports
 from trueaxis.align.identity import ALIGNERS
 from trueaxis.assemble import Assembled, assemble, count_symbols, exact_entry, write_files
 from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from
+from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.function.none import FUNCTIONS
 from trueaxis.metric.metric import metric_for
 from trueaxis.metric.sketch import sketch
@@ -73,7 +74,7 @@ def compress(
         out: Directory to create.
         bits: Target in bits per parameter of the original, tied parameters once; or
         size: target in bytes. Exactly one of the two.
-        calibration: Token ids (.npy) or text files.
+        calibration: Token ids (.npy) or text files; without these and `statistics`, text sampled from the model.
         statistics: File of calibration statistics: read if it exists, written otherwise.
         recipe: Name of a recipe, a JSON file, or a Recipe.
         seed: Of every random choice.
@@ -101,6 +102,7 @@ def compress(
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
     jobs = _prepare(checkpoint, [weight for weight in weights if weight.role != "exact"], measured, chosen, progress)
     sketch_text = base64.b64encode(sketch(measured.shingles).tobytes()).decode()
+    calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}
     tables = first_tables()
     passes = 0
 
@@ -108,9 +110,13 @@ def compress(
         """One pass at c; what early ones count becomes the next pass's code lengths and centroids."""
         nonlocal tables, passes
         outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), jobs, threads)
-        fitted = fit_tables(count_symbols([outcome.quantized for outcome in outcomes]), tables.offsets)
-        matrices = [(job.weight, outcome.quantized) for job, outcome in zip(jobs, outcomes, strict=True)]
-        header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": []}
+        pool = POOLINGS[type(chosen.entropy)]
+        matrices = [
+            (job.weight, pool(chosen.entropy, job.weight, outcome.quantized))
+            for job, outcome in zip(jobs, outcomes, strict=True)
+        ]
+        fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
+        header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": [], "calibration": calibrated}
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header, threads)
         passes += 1
         if passes <= LEARNING_PASSES:
@@ -138,6 +144,7 @@ def compress(
             peak_memory_bytes=_peak_memory_bytes(),
             recipe=chosen.to_json(),
             recipe_hash=chosen.hash,
+            calibration=calibrated,
             tensors=rows,
         )
         (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")

@@ -34,7 +34,7 @@ class NoFunction:
 
 @dataclass(frozen=True)
 class Feedback:
-    """Quantize: noise feedback, lowest energy first, steps c / C_jj, rate-aware rounding, coded centroids.
+    """Quantize: noise feedback, lowest energy first, steps c / C_jj, coded centroids.
 
     Attributes:
         damping: First δ added to H as δ · mean(diag H) · I; escalates until the factorization succeeds.
@@ -43,7 +43,7 @@ class Feedback:
     """
 
     damping: float = 1e-3
-    rate_weight: float = 0.02
+    rate_weight: float = 0.0
     row_exponent: float = 0.5
 
 
@@ -73,6 +73,31 @@ class GptqUniform:
 
 
 @dataclass(frozen=True)
+class WaterSic:
+    """Quantize: WaterSIC (arXiv:2603.04956), layer by layer at equal rates.
+
+    Noise feedback in the checkpoint's column order, steps c / C_jj, nearest rounding, a least-squares gain per column
+    inside the loop, row and column rescalers after it. Its corrections for drift between layers are not part of it.
+
+    Attributes:
+        damping: First δ added to H as δ · mean(diag H) · I.
+    """
+
+    damping: float = 1e-3
+
+
+@dataclass(frozen=True)
+class WaterSicCore:
+    """Quantize: `WaterSic` without gains and rescalers.
+
+    Attributes:
+        damping: First δ added to H as δ · mean(diag H) · I.
+    """
+
+    damping: float = 1e-3
+
+
+@dataclass(frozen=True)
 class Rans:
     """Entropy-code: interleaved rANS with classed tables.
 
@@ -85,12 +110,33 @@ class Rans:
     chain: int = 1 << 20
 
 
+@dataclass(frozen=True)
+class RansPooled:
+    """Entropy-code: interleaved rANS with one table for a whole linear layer, as entropies are usually quoted.
+
+    Attributes:
+        lanes, chain: As in `Rans`.
+    """
+
+    lanes: int = 32
+    chain: int = 1 << 20
+
+
 STAGES: dict[str, dict[str, type]] = {
     "align": {"identity": Identity},
     "function": {"none": NoFunction},
-    "quantize": {"feedback": Feedback, "rtn": RoundToNearest, "gptq": Gptq, "gptq-uniform": GptqUniform},
-    "entropy": {"rans": Rans},
+    "quantize": {
+        "feedback": Feedback,
+        "rtn": RoundToNearest,
+        "gptq": Gptq,
+        "gptq-uniform": GptqUniform,
+        "watersic": WaterSic,
+        "watersic-core": WaterSicCore,
+    },
+    "entropy": {"rans": Rans, "rans-pooled": RansPooled},
 }
+Quantizer = Feedback | RoundToNearest | Gptq | GptqUniform | WaterSic | WaterSicCore
+Coder = Rans | RansPooled
 
 
 @dataclass(frozen=True)
@@ -106,8 +152,15 @@ class Recipe:
 
     align: Identity = field(default_factory=Identity)
     function: NoFunction = field(default_factory=NoFunction)
-    quantize: Feedback | RoundToNearest | Gptq | GptqUniform = field(default_factory=Feedback)
-    entropy: Rans = field(default_factory=Rans)
+    quantize: Quantizer = field(default_factory=Feedback)
+    entropy: Coder = field(default_factory=Rans)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.entropy, RansPooled) and isinstance(self.quantize, Feedback):
+            raise TrueaxisError(
+                "recipe: entropy type rans-pooled does not go with quantize type feedback, which rounds against the "
+                "tables of classes; use rans"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """The recipe as plain JSON types, every number written out."""
@@ -146,6 +199,10 @@ NAMED: dict[str, Recipe] = {
     "rtn": Recipe(quantize=RoundToNearest()),
     "gptq": Recipe(quantize=Gptq()),
     "gptq-uniform": Recipe(quantize=GptqUniform()),
+    "watersic": Recipe(quantize=WaterSic(), entropy=RansPooled()),
+    "watersic-classed": Recipe(quantize=WaterSic()),
+    "watersic-core": Recipe(quantize=WaterSicCore(), entropy=RansPooled()),
+    "watersic-core-classed": Recipe(quantize=WaterSicCore()),
 }
 NAMED["default"] = NAMED["identity"]
 

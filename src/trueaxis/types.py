@@ -183,7 +183,8 @@ class TensorReport:
 @dataclass(frozen=True)
 class CompressionReport:
     """Result of one compression; `file_bytes` is real: every *.safetensors file and their index,
-    plus the growth of config.json. `header_bytes` of it belong to no tensor."""
+    plus the growth of config.json. `header_bytes` of it belong to no tensor. `calibration` says what was calibrated
+    on: "source" ("text" or "sampled" from the model) and "tokens"."""
 
     file_bytes: int
     header_bytes: int
@@ -194,6 +195,7 @@ class CompressionReport:
     peak_memory_bytes: int
     recipe: dict[str, Any]
     recipe_hash: str
+    calibration: dict[str, Any]
     tensors: tuple[TensorReport, ...] = field(default_factory=tuple)
 
 

@@ -177,7 +177,7 @@ def test_side_information_is_small_where_scales_follow_steps() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "value"), [(1, 0), (1, 3), (1, 64), (2, 8), (3, 32), (4, 0), (5, 0), (5, 33), (6, 0)]
+    ("position", "value"), [(1, 0), (1, 3), (1, 64), (2, 8), (3, 64), (4, 0), (5, 0), (5, 33), (6, 0)]
 )
 def test_headers_out_of_range_are_refused(position: int, value: int) -> None:
     quantized = make(Shape(5, 9, 9, 8, 0, 0, 1, 3.0))
@@ -191,7 +191,7 @@ def test_sizes_that_a_payload_cannot_hold_are_refused() -> None:
     quantized = make(Shape(5, 9, 9, 8, 0, 0, 1, 3.0))
     payload = pack_residual(quantized, tables_for([quantized]), 4, 1)
     for shape in ((1 << 30, 1 << 30), (1 << 40, 9), (5, 1 << 40)):
-        with pytest.raises(FormatError, match="cannot hold"):
+        with pytest.raises(FormatError, match=r"cannot hold|too few for"):
             unpack_residual(payload, *shape)
 
 

@@ -93,7 +93,8 @@ def test_rtn_has_one_step_per_row_from_its_largest_magnitude() -> None:
 def test_gptq_has_min_max_steps_per_row_and_group_and_act_order() -> None:
     weight, moment = source()
     plan = make(Gptq(damping=0.01, group=8), weight, Metric(moment))
-    spans = np.stack([np.ptp(weight[:, a:b], axis=1) for a, b in ((0, 8), (8, 16), (16, 20))], axis=1)
+    groups = [np.pad(weight[:, a:b], ((0, 0), (0, 1))) for a, b in ((0, 8), (8, 16), (16, 20))]  # zero is in every span
+    spans = np.stack([np.ptp(group, axis=1) for group in groups], axis=1)
     np.testing.assert_allclose(plan.row_steps / plan.row_steps[0, 0], spans / spans[0, 0], rtol=1e-6)
     assert (np.diff(np.diag(moment)[plan.order[::-1]]) <= 0).all()  # visited highest first
     lower = cholesky(plan, moment, 0.01)

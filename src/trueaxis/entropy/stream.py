@@ -139,7 +139,7 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
         numbers.append(number)
     group, lanes, strips_per_stream, shared, side_bytes = numbers
     if (
-        modes > 31
+        modes > 63
         or resolution == 0
         or OCTAVE % resolution
         or shift > 7
@@ -171,7 +171,7 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
         grid,
         contexts,
         trellis,
-        bool(modes >> 4),
+        bool(modes >> 4 & 1),
         lanes,
         strips_per_stream,
         shared - 1 if shared else None,
@@ -264,15 +264,26 @@ def _predicted_scale(column_codes: Array, resolution: int, shift: int) -> Array:
 
 
 def _pack_side(grid: Grid, contexts: Contexts) -> tuple[bytes, int]:
-    """Side information and the mode bits of its four arrays: 0 around the median, 1 differences of neighbours."""
-    scale = contexts.column_codes - _predicted_scale(grid.column_codes, grid.resolution, contexts.shift)
+    """Side information and its mode bits: what of each array is coded is whatever takes fewest bytes.
+
+    Bit a of the first four: array a as differences of neighbours instead of around its median. Bit 5: scale codes of
+    columns as they are instead of relative to the steps.
+    """
+    scale = contexts.column_codes.astype(np.int64)
+    relative = scale - _predicted_scale(grid.column_codes, grid.resolution, contexts.shift)
     values, modes = [], 0
-    for number, array in enumerate((grid.column_codes, grid.row_codes.reshape(-1), scale, contexts.row_codes)):
-        integers = np.asarray(array, np.int64)
-        choices = [_around_median(integers), _differences(integers)]
-        sizes = [len(_core.encode_integers(choice, _side_contexts([choice.size]))) for choice in choices]
-        mode = int(sizes[1] < sizes[0])
-        modes |= mode << number
+    for number, arrays in enumerate(
+        ([grid.column_codes], [grid.row_codes.reshape(-1)], [relative, scale], [contexts.row_codes])
+    ):
+        choices = {}
+        for kind, array in enumerate(arrays):
+            integers = np.asarray(array, np.int64)
+            choices[kind << 5] = _around_median(integers)
+            choices[kind << 5 | 1 << number] = _differences(integers)
+        mode = min(
+            choices, key=lambda mode: len(_core.encode_integers(choices[mode], _side_contexts([choices[mode].size])))
+        )
+        modes |= mode
         values.append(choices[mode])
     coded = _core.encode_integers(np.concatenate(values), _side_contexts([array.size for array in values]))
     return coded, modes
@@ -311,7 +322,8 @@ def _unpack_side(
             raise ValueError("a step or scale code is out of range")
         arrays.append(body)
     column_steps, row_steps, scale, row_scale = arrays
-    scale = scale + _predicted_scale(column_steps, resolution, shift)
+    if not modes >> 5:
+        scale = scale + _predicted_scale(column_steps, resolution, shift)
     grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, -1), resolution, group)
     for codes in (grid.column_codes, grid.row_codes):
         steps(codes, resolution)

@@ -24,7 +24,7 @@ from trueaxis.metric.statistics import Chunk, Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import HEAD_SPACE, Route, route, trace
 from trueaxis.progress import hidden_bars
-from trueaxis.types import Array, CalibrationError, CheckpointError
+from trueaxis.types import Array, CalibrationError, CheckpointError, Weight
 
 Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what was done)
 
@@ -251,14 +251,17 @@ def hash_tokens(tokens: Array) -> str:
     return digest.hexdigest()
 
 
+def minimum_tokens(weights: Sequence[Weight]) -> int:
+    """Tokens below which calibration is refused: with under two per input, much of H would rest on no data at all."""
+    return max(MINIMUM_TOKENS, 2 * max(weight.shape[1] for weight in weights if weight.space is not None))
+
+
 def _checked_part(checkpoint: Checkpoint, tokens: Array, sequences: range | None) -> range:
     check_tokens(checkpoint, tokens)
     part = range(tokens.shape[0]) if sequences is None else sequences
     if part.step != 1 or part.start < 0 or part.stop > tokens.shape[0]:
         raise CalibrationError(f"sequences: expected a range within 0 to {tokens.shape[0]}, found {part}")
-    spaced = [weight.shape[1] for weight in trace(checkpoint) if weight.space is not None]
-    # Below two tokens per input, more than a few directions of H rest on no data at all.
-    minimum = max(MINIMUM_TOKENS, 2 * max(spaced))
+    minimum = minimum_tokens(trace(checkpoint))
     if len(part) * tokens.shape[1] < minimum:
         raise CalibrationError(
             f"too little calibration text: {len(part) * tokens.shape[1]} tokens, at least {minimum}; give more text"

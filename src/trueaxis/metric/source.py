@@ -1,4 +1,4 @@
-"""Where the statistics of a run come from: a file that exists, or calibration text, saved for the next run."""
+"""Where the statistics of a run come from: a file that exists, calibration text, or text sampled from the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trueaxis.metric.calibrate import calibrate, load_tokens, tokenize
+from trueaxis.metric.calibrate import calibrate, load_tokens, minimum_tokens, tokenize
+from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
 from trueaxis.model.checkpoint import Checkpoint
@@ -29,17 +30,27 @@ def obtain_statistics(
 ) -> Statistics:
     """Statistics of `file` if it exists, else of `calibration`, which are then saved to `file` if one is named.
 
+    With neither, the text is sampled from the model.
+
     Raises:
-        CalibrationError: Neither is given, or they do not fit the checkpoint.
+        CalibrationError: The file named does not exist and there is no text, or they do not fit the checkpoint.
     """
     if file is not None and Path(file).exists():
         found = load_statistics(file)
         found.require(checkpoint)
         return found
-    if not calibration:
-        wanted = f"{file} does not exist; " if file is not None else ""
-        raise CalibrationError(f"{wanted}give calibration text or token ids (--calibration FILE) or --statistics FILE")
-    parts = read_tokens(checkpoint.path, calibration)
+    if not calibration and file is not None:
+        raise CalibrationError(
+            f"{file} does not exist; give calibration text or token ids (--calibration FILE), or leave out "
+            "--statistics to calibrate on text sampled from the model"
+        )
+    if calibration:
+        source, parts = "text", read_tokens(checkpoint.path, calibration)
+    else:
+        source, parts = "sampled", [sample_tokens(
+            checkpoint, minimum_tokens(weights), seed=seed, device=device,
+            progress=lambda done, total: progress("sample", done, total),
+        )]  # fmt: skip
     measured = None
     for number, tokens in enumerate(parts):
         one = calibrate(
@@ -52,7 +63,7 @@ def obtain_statistics(
         checkpoint, weights, measured, parts[0], seed, device=device,
         progress=lambda done, total, _: progress("sensitivity", done, total),
     )  # fmt: skip
-    measured = replace(measured, sensitivities=sensitivities)
+    measured = replace(measured, sensitivities=sensitivities, source=source)
     if file is not None:
         measured.save(file)
     return measured

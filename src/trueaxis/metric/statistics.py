@@ -50,6 +50,7 @@ class Statistics:
         shingles: uint64, sorted hashes of the text's shingles, see sketch.py.
         sensitivities: Name of a weight → KL in nats per unit of D; for a tied matrix under "NAME#embedding"
             and "NAME#head". May be empty.
+        source: "text" that was given, "sampled" from the model, or "text, sampled" where both were merged.
     """
 
     sums: Mapping[str, Array]
@@ -60,6 +61,7 @@ class Statistics:
     chunks: tuple[Chunk, ...]
     shingles: Array
     sensitivities: Mapping[str, float] = field(default_factory=dict)
+    source: str = "text"
 
     @property
     def text_hashes(self) -> tuple[str, ...]:
@@ -104,6 +106,7 @@ class Statistics:
             "tokens": dict(self.tokens),
             "chunks": self.chunks,
             "sensitivities": dict(self.sensitivities),
+            "source": self.source,
         }
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         partial = Path(path).with_name(f".{Path(path).name}.partial")
@@ -156,6 +159,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         tuple(Chunk(str(text), int(first), int(last), int(length)) for text, first, last, length in header["chunks"]),
         tensors["shingles"],
         {str(name): float(value) for name, value in header["sensitivities"].items()},
+        str(header.get("source", "text")),
     )
 
 
@@ -189,6 +193,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         tuple(sorted(first.chunks + second.chunks)),
         keep_smallest(np.union1d(first.shingles, second.shingles)),
         _average_sensitivities(first, second),
+        first.source if first.source == second.source else "text, sampled",
     )
 
 

@@ -8,8 +8,8 @@ Columns are visited from the last to the first in the plan's order. Inside a blo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,33 +17,12 @@ import torch
 from trueaxis import _core
 from trueaxis.entropy.model import CLASSES, CODES_PER_OCTAVE, ZERO_CLASS, Tables
 from trueaxis.quantize.grid import OCTAVE, column_groups, nearest_codes, resolution_for, steps
+from trueaxis.quantize.outcome import Outcome
 from trueaxis.quantize.plan import Plan, shift_for
+from trueaxis.quantize.rescale import gain_code, rescaled
 from trueaxis.types import Array, Contexts, Grid, Quantized
 
 BLOCK = 64
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """One quantized matrix and what the next pass can learn from it.
-
-    Attributes:
-        quantized: The integers.
-        residual_sums, residual_counts: float64 [classes, 2], for centroids.
-        visited_errors: Errors of the columns [n, m] float32, in the plan's order.
-        order: The plan's order.
-    """
-
-    quantized: Quantized
-    residual_sums: Array
-    residual_counts: Array
-    visited_errors: Array
-    order: Array
-
-    @cached_property
-    def errors(self) -> Array:
-        """Ŵ − W [m, n] float32."""
-        return np.ascontiguousarray(self.visited_errors[np.argsort(self.order)].T)
 
 
 def grid_at(plan: Plan, c: float) -> Grid:
@@ -54,7 +33,7 @@ def grid_at(plan: Plan, c: float) -> Grid:
     rows, columns = plan.weight.shape
     varied_columns, varied_rows = np.ptp(plan.column_steps) > 0, np.ptp(plan.row_steps) > 0
     samples = rows if varied_columns else min(plan.group, columns)
-    resolution = resolution_for(samples) if varied_columns or varied_rows else OCTAVE
+    resolution = plan.resolution or (resolution_for(samples) if varied_columns or varied_rows else OCTAVE)
     to_columns, to_rows = (c, 1.0) if varied_columns else (1.0, c)
     return Grid(
         nearest_codes(plan.column_steps * to_columns, resolution),
@@ -62,6 +41,67 @@ def grid_at(plan: Plan, c: float) -> Grid:
         resolution,
         plan.group,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """A matrix being quantized, everything in visiting order.
+
+    Attributes:
+        plan: What is carried out.
+        grid: Its steps, in the original order.
+        weights, targets: w and t [n, m]; targets change in place.
+        call: (columns, their feedback) to (k, errors, scale codes) of the core, at the steps of the grid.
+    """
+
+    plan: Plan
+    grid: Grid
+    weights: Array
+    targets: Array
+    call: Callable[[slice, Array | None], tuple[Array, Array, Array]]
+
+    def feedback(self, rows: slice, columns: slice) -> Array | None:
+        """C_ij / C_jj of some columns toward others."""
+        return None if self.plan.feedback is None else np.ascontiguousarray(self.plan.feedback[rows, columns])
+
+
+Rounded = tuple[Array, Array, Array, Array]  # k, errors, scale codes, codes of the gains
+
+
+def _round_plainly(work: _Work, block: slice) -> Rounded:
+    """The whole block in the core; all gains are 1."""
+    return *work.call(block, work.feedback(block, block)), np.zeros(block.stop - block.start, np.int32)
+
+
+def _round_with_gains(work: _Work, block: slice) -> Rounded:
+    """Column by column: the gain of a finished column changes its step, and the gained error is what is fed back."""
+    finished = []
+    for j in range(block.stop - 1, block.start - 1, -1):
+        column, left = slice(j, j + 1), slice(block.start, j)
+        indices, errors, scale_codes = work.call(column, None)
+        gain = gain_code(work.targets[j], work.weights[j] + errors[0])
+        errors = 2 * indices.astype(np.float32) * _step(work, j, gain) - work.weights[column]
+        feedback = work.feedback(column, left)
+        if feedback is not None:
+            work.targets[left] -= feedback.T @ errors
+        finished.append((indices, errors, scale_codes, np.array([gain], np.int32)))
+    indices, errors, scale_codes, gains = (np.concatenate(parts) for parts in zip(*reversed(finished), strict=True))
+    return indices, errors, scale_codes, gains
+
+
+def _step(work: _Work, j: int, gain: int) -> Array:
+    """Steps [m] of the column visited as number j, gained."""
+    column = work.plan.order[j : j + 1]
+    rows = steps(work.grid.row_codes[:, column[0] // work.grid.group], work.grid.resolution)
+    return rows * steps(work.grid.column_codes[column] + gain, work.grid.resolution)
+
+
+def _keep(plan: Plan, outcome: Outcome) -> Outcome:
+    return outcome
+
+
+ROUNDERS = {"plain": _round_plainly, "gains": _round_with_gains}
+REFITS = {"none": _keep, "rescalers": rescaled}
 
 
 def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
@@ -73,34 +113,36 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
         tables: Code lengths and reconstruction offsets to round with; the offsets must be those of the file.
     """
     rows, columns = plan.weight.shape
-    grid = grid_at(plan, c)
-    shift = shift_for(rows)
-    row_codes = plan.row_scale_codes
-    order = plan.order
-    column_steps = steps(grid.column_codes[order], grid.resolution)
+    grid, shift, row_codes = grid_at(plan, c), shift_for(rows), plan.row_scale_codes
+    column_steps = steps(grid.column_codes[plan.order], grid.resolution)
     row_steps = np.ascontiguousarray(steps(grid.row_codes, grid.resolution))
-    groups = np.ascontiguousarray(column_groups(grid)[order])
-    weights = torch.from_numpy(plan.weight).t().contiguous().numpy()[order]
-    targets = torch.from_numpy(weights.copy())
-    indices = np.empty((columns, rows), np.int32)
-    errors = np.empty((columns, rows), np.float32)
-    column_codes = np.empty(columns, np.int32)
+    groups = np.ascontiguousarray(column_groups(grid)[plan.order])
+    weights = torch.from_numpy(plan.weight).t().contiguous().numpy()[plan.order]
+    targets = weights.copy()
     sums, counts = np.zeros((CLASSES, 2)), np.zeros((CLASSES, 2))
     offsets = tables.offsets[0].astype(np.float32) / 64 if plan.centroids else np.zeros((CLASSES, 2), np.float32)
     bits = np.ascontiguousarray(tables.code_bits()[0])
-    for stop in range(columns, 0, -BLOCK):
-        start = max(0, stop - BLOCK)
-        block = slice(start, stop)
-        feedback = None if plan.feedback is None else np.ascontiguousarray(plan.feedback[block, block])
-        indices[block], errors[block], column_codes[block] = _core.quantize_block(
-            weights[block], targets[block].numpy(), feedback, column_steps[block], row_steps, groups[block],
+
+    def call(part: slice, feedback: Array | None) -> tuple[Array, Array, Array]:
+        return _core.quantize_block(
+            weights[part], targets[part], feedback, column_steps[part], row_steps, groups[part],
             row_codes, shift, CODES_PER_OCTAVE << shift, (ZERO_CLASS << shift) + (1 << shift) // 2,
             bits, offsets, tables.escape_orders, 4.0 * plan.rate_weight, sums, counts,
         )  # fmt: skip
-        if plan.feedback is not None and start > 0:
-            factor = torch.from_numpy(plan.feedback[block, :start])
-            targets[:start] -= factor.T @ torch.from_numpy(errors[block])
-    back = np.argsort(order)
-    contexts = Contexts(row_codes, np.ascontiguousarray(column_codes[back]), shift)
+
+    work = _Work(plan, grid, weights, targets, call)
+    indices, errors = np.empty((columns, rows), np.int32), np.empty((columns, rows), np.float32)
+    scale_codes, gains = np.empty(columns, np.int32), np.empty(columns, np.int32)
+    for stop in range(columns, 0, -BLOCK):
+        block, left = slice(max(0, stop - BLOCK), stop), slice(0, max(0, stop - BLOCK))
+        indices[block], errors[block], scale_codes[block], gains[block] = ROUNDERS[plan.rounding](work, block)
+        feedback = work.feedback(block, left)
+        if feedback is not None:
+            torch.from_numpy(targets[left]).sub_(torch.from_numpy(feedback.T) @ torch.from_numpy(errors[block]))
+    back = np.argsort(plan.order)
+    grid = replace(grid, column_codes=grid.column_codes + gains[back])
+    contexts = Contexts(row_codes, scale_codes[back], shift)
     quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, centroids=plan.centroids)
-    return Outcome(quantized, sums, counts, errors, order)
+    learned = float(plan.centroids)
+    outcome = Outcome(quantized, learned * sums, learned * counts, errors, plan.order)
+    return REFITS[plan.refit](plan, outcome)

@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from trueaxis.entropy.model import CODES_PER_OCTAVE
 from trueaxis.metric.metric import damped_cholesky
-from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
+from trueaxis.quantize.grid import OCTAVE
+from trueaxis.recipe import Feedback, Gptq, GptqUniform, Quantizer, RoundToNearest, WaterSic, WaterSicCore
 from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
@@ -51,6 +52,9 @@ class Plan:
         group: Columns per group of `row_steps`.
         rate_weight: λ of rounding in scalar steps squared per bit.
         centroids: Whether values are reconstructed at the coded centroids or at the grid points themselves.
+        resolution: Codes per octave of the steps; None for what the weights behind a step pay for.
+        rounding: "plain", or "gains" for a least-squares gain on every finished column.
+        refit: "none", or "rescalers" for row and column steps fitted again to the finished matrix.
     """
 
     weight: Array
@@ -62,6 +66,9 @@ class Plan:
     group: int
     rate_weight: float
     centroids: bool
+    resolution: int | None = None
+    rounding: Literal["plain", "gains"] = "plain"
+    refit: Literal["none", "rescalers"] = "none"
 
     def scaled(self, factor: float) -> Plan:
         """The same plan with every step times `factor`."""
@@ -78,10 +85,17 @@ class Plan:
         return float(np.log2(self.column_steps).mean() + np.log2(self.row_steps).mean())
 
 
-def factorize(matrix: Array, damping: float, ascending: bool = False) -> Factor:
-    """Orders columns by energy H_jj and factorizes; descending means that the lowest energy is visited first."""
+Order = Literal["descending", "ascending", "natural"]
+
+
+def factorize(matrix: Array, damping: float, by: Order = "descending") -> Factor:
+    """Orders columns by energy H_jj and factorizes; descending means that the lowest energy is visited first.
+
+    "natural" is the checkpoint's own order, its last column visited first.
+    """
     energy = np.diag(matrix)
-    order = np.argsort(energy if ascending else -energy, kind="stable")
+    keys = {"descending": -energy, "ascending": energy, "natural": np.zeros(energy.size)}
+    order = np.argsort(keys[by], kind="stable")
     lower, _ = damped_cholesky(matrix[np.ix_(order, order)], damping)
     return Factor(order, lower)
 
@@ -145,7 +159,7 @@ def plan_gptq(stage: Gptq, weight: Array, metric: Metric, factor: Callable[..., 
     starts = np.arange(0, columns, stage.group)
     highest = np.maximum(np.maximum.reduceat(weight, starts, axis=1), 0)
     span = highest - np.minimum(np.minimum.reduceat(weight, starts, axis=1), 0)
-    found = factor(stage.damping, ascending=True)
+    found = factor(stage.damping, "ascending")
     return Plan(
         weight, metric, found.order, found.feedback, np.ones(columns), 0.5 * _positive(span),
         min(stage.group, columns), 0.0, False,
@@ -156,11 +170,30 @@ def plan_gptq_uniform(stage: GptqUniform, weight: Array, metric: Metric, factor:
     """One step per matrix; the highest energy is visited first."""
     rows, columns = weight.shape
     root_mean_square = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or TINY
-    found = factor(stage.damping, ascending=True)
+    found = factor(stage.damping, "ascending")
     return Plan(
         weight, metric, found.order, found.feedback, np.full(columns, 0.5 * root_mean_square),
         np.ones((rows, 1)), columns, 0.0, False,
     )  # fmt: skip
+
+
+def plan_watersic_core(stage: WaterSicCore, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
+    """Steps c / C_jj in the checkpoint's column order, scaled so that every matrix gets the same rate at the same c."""
+    rows, columns = weight.shape
+    found = factor(stage.damping, "natural")
+    diagonal = np.maximum(np.diag(found.lower), TINY)
+    spread = np.sqrt(np.mean(np.square(weight, dtype=np.float64), axis=0))
+    level = np.exp(np.log(np.maximum(spread * diagonal, TINY)).mean())
+    return Plan(
+        weight, metric, found.order, found.feedback, 0.5 * level / diagonal, np.ones((rows, 1)), columns,
+        0.0, False,
+    )  # fmt: skip
+
+
+def plan_watersic(stage: WaterSic, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
+    """The core with gains and rescalers: what they change are steps, stored as finely as the format can."""
+    core = plan_watersic_core(WaterSicCore(stage.damping), weight, metric, factor)
+    return replace(core, resolution=OCTAVE, rounding="gains", refit="rescalers")
 
 
 PLANNERS: dict[type, Callable[[Any, Array, Metric, Callable[..., Factor]], Plan]] = {
@@ -168,6 +201,8 @@ PLANNERS: dict[type, Callable[[Any, Array, Metric, Callable[..., Factor]], Plan]
     RoundToNearest: plan_rtn,
     Gptq: plan_gptq,
     GptqUniform: plan_gptq_uniform,
+    WaterSic: plan_watersic,
+    WaterSicCore: plan_watersic_core,
 }
 
 
@@ -180,24 +215,24 @@ class Planner:
         stage: The recipe's quantizer.
     """
 
-    def __init__(self, stage: Feedback | RoundToNearest | Gptq | GptqUniform) -> None:
+    def __init__(self, stage: Quantizer) -> None:
         self._stage = stage
-        self._cached: tuple[str, dict[tuple[float, bool], Factor]] = ("", {})
+        self._cached: tuple[str, dict[tuple[float, Order], Factor]] = ("", {})
         self._references: list[Plan | None] = []
 
     def plan(self, weight: Weight, residual: Array, metric: Metric) -> Plan:
         """Plan of one matrix; matrices of the same input space should follow each other."""
 
-        def factor(damping: float, ascending: bool = False) -> Factor:
+        def factor(damping: float, by: Order = "descending") -> Factor:
             space = f"{weight.space or weight.name}/{weight.role}"
             if self._cached[0] != space:
                 self._cached = (space, {})
             found = self._cached[1]
-            if (damping, ascending) not in found:
+            if (damping, by) not in found:
                 moment = effective_moment(metric, residual.shape[1])
                 moment = np.eye(residual.shape[1]) if moment is None else moment
-                found[damping, ascending] = factorize(moment, damping, ascending)
-            return found[damping, ascending]
+                found[damping, by] = factorize(moment, damping, by)
+            return found[damping, by]
 
         stage = self._stage
         if isinstance(stage, Feedback):

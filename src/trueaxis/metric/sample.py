@@ -1,0 +1,133 @@
+"""Calibration text from the model itself, for when none is given: what it says is what it was trained on, roughly.
+
+    start tokens ─▶ next-token distribution at temperature 1 ─▶ one token per sequence ─▶ … ─▶ ids [sequences, length]
+                        └── keys and values of earlier tokens are kept ──┘
+
+Batches follow each other, each with random numbers of its own, so that a run cut short by time has read the beginning
+of what a longer one would have read.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from trueaxis.metric.calibrate import load_model
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.types import Array, CheckpointError
+
+TOKENS = 65_536
+LENGTH = 256
+BATCH = 64
+TIMED_STEPS = 8
+LIMIT_SECONDS = 240.0
+_STARTS = 1024  # tokens whose successors stand for the model's unigram distribution
+
+_log = logging.getLogger(__name__)
+
+
+def sample_tokens(
+    checkpoint: Checkpoint,
+    minimum: int,
+    *,
+    seed: int,
+    tokens: int | None = None,
+    limit_seconds: float = LIMIT_SECONDS,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Array:
+    """Samples token ids from a checkpoint at temperature 1; the log says how many and for how long beforehand.
+
+    Sequences begin with the model's own start token, or where it has none with tokens drawn from the mean of its
+    next-token distributions. They run on past an end token.
+
+    Args:
+        checkpoint: The model to run, in float32.
+        minimum: Tokens that are sampled however long that takes.
+        seed: Of every draw.
+        tokens: Tokens wanted, by default 65,536; rounded up to whole batches.
+        limit_seconds: Time after which fewer than `tokens` have to do.
+        device: Where the model runs.
+        progress: Called with (batches done, batches in all).
+
+    Returns:
+        int64 [sequences, length]; length is 256, or the model's longest where that is shorter.
+
+    Raises:
+        CheckpointError: The model's logits are not finite.
+
+    Example:
+        >>> sample_tokens(checkpoint, 1024, seed=0).shape   # doctest: +SKIP
+        (256, 256)
+    """
+    tokens = TOKENS if tokens is None else tokens
+    with torch.inference_mode():
+        model = load_model(checkpoint).to(device)
+        length = min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
+        starts = _start_distribution(model)
+        batch = max(1, min(BATCH, -(-tokens // length)))
+        seconds = _seconds_per_batch(model, starts, batch, length)
+        wanted = _batches(tokens, minimum, batch * length, seconds, limit_seconds)
+        _log.warning(
+            "no calibration text: sampling %s tokens from the model itself, about %.0f s; text of your own use "
+            "(--calibration FILE) serves better",
+            f"{wanted * batch * length:,}", wanted * seconds,
+        )  # fmt: skip
+        parts: list[Array] = []
+        for number in range(wanted):
+            parts.append(_sample_batch(model, starts, batch, length, np.random.SeedSequence([seed, number])))
+            if progress is not None:
+                progress(number + 1, wanted)
+    return np.concatenate(parts)
+
+
+def _batches(tokens: int, minimum: int, size: int, seconds: float, limit_seconds: float) -> int:
+    """Batches of `size` tokens: as many as are wanted, fewer if time is short, never less than the minimum."""
+    wanted, needed = -(-tokens // size), -(-minimum // size)
+    return max(needed, min(wanted, int(limit_seconds / max(seconds, 1e-9))))
+
+
+def _start_distribution(model: Any) -> torch.Tensor:
+    """Probabilities of a sequence's first token, float64 [vocabulary]."""
+    vocabulary = model.get_input_embeddings().num_embeddings
+    start = model.config.bos_token_id
+    if isinstance(start, int) and 0 <= start < vocabulary:
+        return torch.nn.functional.one_hot(torch.tensor(start), vocabulary).double()
+    contexts = torch.linspace(0, vocabulary - 1, min(vocabulary, _STARTS)).long()
+    found = [_next(model, part[:, None], None)[0].mean(0) for part in contexts.to(model.device).split(BATCH)]
+    return torch.stack(found).mean(0)
+
+
+def _next(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
+    """(probabilities of the token after `ids` [sequences, new], float64 [sequences, vocabulary]; the longer cache)."""
+    output = model(ids, past_key_values=cache, use_cache=True)
+    logits = output.logits[:, -1].double().cpu()
+    if not bool(torch.isfinite(logits).all()):
+        raise CheckpointError(f"{model.name_or_path}: the model's logits are not finite; it cannot be calibrated")
+    return logits.softmax(-1), output.past_key_values
+
+
+def _sample_batch(model: Any, starts: torch.Tensor, batch: int, length: int, seed: np.random.SeedSequence) -> Array:
+    """int64 [batch, length]: start tokens and what the model makes of them."""
+    generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+    ids = [torch.multinomial(starts, batch, replacement=True, generator=generator)[:, None]]
+    cache = None
+    while len(ids) < length:
+        probabilities, cache = _next(model, ids[-1].to(model.device), cache)
+        ids.append(torch.multinomial(probabilities, 1, generator=generator))
+    return torch.cat(ids, dim=1).numpy()
+
+
+def _seconds_per_batch(model: Any, starts: torch.Tensor, batch: int, length: int) -> float:
+    """Estimate from a few steps; the first run, which pays for starting up, is not counted."""
+    seconds = 0.0
+    for _ in range(2):
+        begun = time.perf_counter()
+        _sample_batch(model, starts, batch, min(length, TIMED_STEPS), np.random.SeedSequence(0))
+        seconds = time.perf_counter() - begun
+    return seconds * length / min(length, TIMED_STEPS)

@@ -1,0 +1,33 @@
+"""Outcome: one quantized matrix and what the next pass can learn from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from trueaxis.types import Array, Quantized
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What carrying out a plan gives.
+
+    Attributes:
+        quantized: The integers.
+        residual_sums, residual_counts: float64 [classes, 2], for centroids; zero where the plan uses none.
+        visited_errors: Errors of the columns [n, m] float32, in the order of `order`.
+        order: The plan's order.
+    """
+
+    quantized: Quantized
+    residual_sums: Array
+    residual_counts: Array
+    visited_errors: Array
+    order: Array
+
+    @cached_property
+    def errors(self) -> Array:
+        """Ŵ − W [m, n] float32."""
+        return np.ascontiguousarray(self.visited_errors[np.argsort(self.order)].T)

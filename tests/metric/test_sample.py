@@ -1,0 +1,120 @@
+"""Sampled calibration text: the model's own distribution, the same for the same seed, less of it when time is short."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import trueaxis
+from trueaxis.cli import main
+from trueaxis.container import Container
+from trueaxis.metric import sample
+from trueaxis.metric.calibrate import load_model, minimum_tokens
+from trueaxis.metric.sample import sample_tokens
+from trueaxis.metric.statistics import load_statistics
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.graph import trace
+from trueaxis.types import CalibrationError
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small batches of short sequences."""
+    monkeypatch.setattr(sample, "LENGTH", 64)
+    monkeypatch.setattr(sample, "BATCH", 16)
+
+
+@pytest.fixture
+def no_start(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The tiny model without a start token."""
+    path = tmp_path / "no-start"
+    shutil.copytree(tiny_llama, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "bos_token_id": None}))
+    (path / "generation_config.json").unlink(missing_ok=True)
+    return path
+
+
+def test_tokens_are_drawn_from_the_models_own_distribution(tiny_llama: Path) -> None:
+    """Twin without a cache: the whole sequence is run again for every token."""
+    checkpoint = Checkpoint.open(tiny_llama)
+    model = load_model(checkpoint)
+    seed = np.random.SeedSequence([3, 0])
+    starts = torch.nn.functional.one_hot(torch.tensor(0), 128).double()
+    with torch.inference_mode():
+        found = sample._sample_batch(model, starts, 4, 24, seed)
+        generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+        ids = torch.multinomial(starts, 4, replacement=True, generator=generator)[:, None]
+        while ids.shape[1] < 24:
+            probabilities = model(ids).logits[:, -1].double().softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
+    assert np.array_equal(found, ids.numpy())
+
+
+def test_same_seed_same_tokens_and_more_begin_with_fewer(tiny_llama: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    first = sample_tokens(checkpoint, 1024, seed=1, tokens=1024)
+    assert first.shape == (16, 64)
+    assert (first[:, 0] == 0).all()  # the start token
+    longer = sample_tokens(checkpoint, 1024, seed=1, tokens=1025)
+    assert longer.shape == (32, 64)
+    assert np.array_equal(longer[:16], first)
+    assert not np.array_equal(sample_tokens(checkpoint, 1024, seed=2, tokens=1024), first)
+
+
+def test_without_a_start_token_sequences_begin_differently(no_start: Path) -> None:
+    tokens = sample_tokens(Checkpoint.open(no_start), 1024, seed=1, tokens=1024)
+    assert np.unique(tokens[:, 0]).size > 4
+    many = sample._start_distribution(load_model(Checkpoint.open(no_start)))
+    assert float(many.sum()) == pytest.approx(1)
+    assert 1 / 128 < float(many.max()) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("minimum", "seconds", "batches"),
+    [(1024, 0.1, 4), (1024, 40.0, 2), (1024, 1000.0, 1), (70_000, 1000.0, 5), (70_000, 0.1, 5)],
+)
+def test_time_limits_the_number_of_batches(minimum: int, seconds: float, batches: int) -> None:
+    assert sample._batches(65_536, minimum, 16_384, seconds, 100.0) == batches
+
+
+def test_the_log_tells_tokens_and_time_beforehand(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    with caplog.at_level(logging.WARNING):
+        tokens = sample_tokens(checkpoint, minimum_tokens(trace(checkpoint)), seed=0, limit_seconds=1e-6, tokens=4096)
+    assert tokens.size == 1024
+    assert "sampling 1,024 tokens from the model itself, about" in caplog.text
+
+
+def test_compress_without_text_samples_and_says_so(
+    no_start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sample, "TOKENS", 2048)
+    out = tmp_path / "out"
+    assert main(["compress", str(no_start), str(out), "--bits", "5"]) == 0
+    shown = capsys.readouterr().out
+    report = json.loads((out / "trueaxis.json").read_text())
+    assert report["calibration"]["source"] == "sampled"
+    assert f"{report['calibration']['tokens']:,} tokens (sampled)" in shown
+    assert Container(out).header["calibration"] == report["calibration"]
+    again = trueaxis.compress(no_start, tmp_path / "again", bits=5)
+    assert again.calibration == report["calibration"]
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
+
+
+def test_text_given_is_called_text_and_files_remember(tiny_llama: Path, tokens: Path, tmp_path: Path) -> None:
+    statistics = tmp_path / "statistics.safetensors"
+    report = trueaxis.compress(tiny_llama, tmp_path / "out", bits=6, calibration=[tokens], statistics=statistics)
+    assert report.calibration == {"source": "text", "tokens": 2048}
+    assert load_statistics(statistics).source == "text"
+
+
+def test_a_missing_statistics_file_is_not_replaced_by_samples(tiny_llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="does not exist"):
+        trueaxis.compress(tiny_llama, tmp_path / "out", bits=5, statistics=tmp_path / "none.safetensors")
