@@ -41,7 +41,7 @@ def streams(path: Path) -> list[Row]:
     decoder = Decoder(path)
     records = list(decoder.container.model_records())
     tables = unpack_tables(next(record.payload for record in records if record.type == RecordType.TABLES))
-    headers = {name: header for name in decoder.names() if (header := decoder.residual(name)) is not None}
+    headers = {name: header for name in decoder.names() for header in decoder.residuals(name)}
     rows = []
     for name, header in headers.items():
         if header.shared is None:

@@ -19,7 +19,7 @@ def tensor_reports(
     matrices: Sequence[tuple[Weight, str, Metric]],
     tensor_bytes: Mapping[str, float],
 ) -> tuple[TensorReport, ...]:
-    """A row for every tensor of the file.
+    """A row for every tensor of the file; one of several slices has their sums, and the mean of their limits.
 
     Args:
         decoder: Of the written file: distortion is that of what a reader will get, rounding to its dtype included.
@@ -31,21 +31,28 @@ def tensor_reports(
         In the order of the file. A tensor that lost nothing, as an exact one, is reported at its own rate with a gap
         of 0: the limit of a continuous source has no finite value there.
     """
-    known = {weight.name: (weight, coordinates, metric) for weight, coordinates, metric in matrices}
+    members: dict[str, list[tuple[Weight, str, Metric]]] = {}
+    for weight, coordinates, metric in matrices:
+        members.setdefault(weight.tensor, []).append((weight, coordinates, metric))
     rows = []
     for name, info in decoder.container.tensors.items():
         size = int(np.prod(info.shape, dtype=np.int64))
         bits = tensor_bytes[name] * 8 / max(size, 1)
-        if name not in known:
+        if name not in members:
             rows.append(TensorReport(name, info.shape, "exact", bits, 0.0, bits, 0.0))
             continue
-        weight, coordinates, metric = known[name]
-        original = checkpoint.tensor(name).float().numpy()
-        lost = distance(decoder.tensor(name).float().numpy() - original, metric)
-        relative = lost / (distance(original, metric) or 1.0)
-        limit = original_limit_bits(checkpoint, weight, original, metric, lost)
+        found = decoder.tensor(name)
+        lost = energy = limit = 0.0
+        for weight, _, metric in members[name]:
+            original = checkpoint.matrix(weight).float().numpy()
+            decoded = found if weight.slice is None else found[weight.slice]
+            decoded = (decoded.T if weight.transposed else decoded).float().numpy()
+            own = distance(decoded - original, metric)
+            lost, energy = lost + own, energy + distance(original, metric)
+            limit += original_limit_bits(checkpoint, weight, original, metric, own) * weight.size / size
         limit = limit if math.isfinite(limit) else bits
-        rows.append(TensorReport(name, info.shape, coordinates, bits, relative, limit, bits - limit))
+        coordinates = members[name][0][1]
+        rows.append(TensorReport(name, info.shape, coordinates, bits, lost / (energy or 1.0), limit, bits - limit))
     return tuple(rows)
 
 
@@ -58,7 +65,7 @@ def original_limit_bits(
     """
     moment = metric.second_moment
     if moment is not None and weight.norm is not None and metric.embedding_weights is None:
-        norm = checkpoint.tensor(weight.norm).float().numpy()
+        norm = checkpoint.tensor(weight.norm).float().numpy() + weight.norm_offset
         original, moment = fold_norm(original, moment, norm)
     return limit_bits(
         moment, original, distortion, row_weights=metric.row_weights, embedding_weights=metric.embedding_weights

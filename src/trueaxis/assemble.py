@@ -23,6 +23,7 @@ from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Coder
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.matrices import matrix_records
 from trueaxis.types import Array, Quantized, Weight
 
 SHARD_BYTES = 5 * 10**9
@@ -87,7 +88,7 @@ def assemble(
 
     Args:
         checkpoint: The original: its configuration and aliases.
-        matrices: Quantized matrices in the order of the forward pass.
+        matrices: Quantized matrices in the order of the forward pass; slices of a tensor follow each other.
         exact: Tensors kept byte for byte.
         tables: Fitted to these matrices.
         stage: Lanes and chaining.
@@ -104,9 +105,12 @@ def assemble(
         matrices,
         threads,
     )
+    records: dict[str, list[Record]] = {}
+    for (weight, _), payload in zip(matrices, payloads, strict=True):
+        records.setdefault(weight.tensor, []).extend(matrix_records(payload, weight.slice, weight.transposed))
     entries = [
-        Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.RESIDUAL, payload),))
-        for (weight, _), payload in zip(matrices, payloads, strict=True)
+        Entry(name, checkpoint.entries[name].shape, checkpoint.entries[name].dtype, tuple(found))
+        for name, found in records.items()
     ]
     entries += [*exact, *alias_entries(checkpoint)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
@@ -159,11 +163,11 @@ def _account(
     account = {entry.name: float(entry.stored_bytes) for entry in entries}
     quantized = sum(weight.size for weight, _ in matrices)
     for weight, _ in matrices:
-        account[weight.name] += model_records[0].stored_bytes * weight.size / quantized
+        account[weight.tensor] += model_records[0].stored_bytes * weight.size / quantized
     for group, record in zip(groups, model_records[1:], strict=True):
         ideal = np.array([_core.stream_bits(tables.coder, [segment(matrix)]) for _, matrix in group]) + 1e-9
         for (weight, _), share in zip(group, ideal / ideal.sum(), strict=True):
-            account[weight.name] += record.stored_bytes * float(share)
+            account[weight.tensor] += record.stored_bytes * float(share)
     return account
 
 

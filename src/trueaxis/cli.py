@@ -155,6 +155,7 @@ def _compress(options: argparse.Namespace) -> Result:
         f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
     )
+    text = "\n".join([text, *(f"note: {note}" for note in report.notes)])
     return result, text
 
 

@@ -21,7 +21,7 @@ from trueaxis.assemble import Assembled, assemble, count_symbols, exact_entry, w
 from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from
 from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.function.none import FUNCTIONS
-from trueaxis.metric.metric import metric_for
+from trueaxis.metric.metric import blind_spots, metric_for
 from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.metric.statistics import Statistics
@@ -146,6 +146,7 @@ def compress(
             recipe_hash=chosen.hash,
             calibration=calibrated,
             tensors=rows,
+            notes=blind_spots(weights, measured),
         )
         (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
@@ -158,10 +159,10 @@ def _prepare(
     planner = Planner(recipe.quantize)
     jobs = []
     for number, weight in enumerate(weights):
-        tensor = checkpoint.tensor(weight.name)
-        check_finite(weight.name, tensor)
+        matrix = checkpoint.matrix(weight).float()
+        check_finite(weight.name, matrix)
         metric = metric_for(weight, statistics)
-        aligned = ALIGNERS[type(recipe.align)](recipe.align, tensor.float().numpy(), metric)
+        aligned = ALIGNERS[type(recipe.align)](recipe.align, matrix.contiguous().numpy(), metric)
         split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
         jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
         progress("prepare", number + 1, len(weights))

@@ -19,7 +19,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards,
         spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
         tensors: name, shape, dtype, storage ("quantized", "exact" or "tied to NAME"), own_bytes (records of its own),
-        shared_stream (its number, or None). `report` is the object that compression left behind, or None.
+        matrices (how many it is coded as: one, or one per slice), shared_streams (their numbers). `report` is the
+        object that compression left behind, or None.
 
     Raises:
         FormatError: The file is damaged.
@@ -41,30 +42,33 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
 
 def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
-    info, header, target = decoder.container.tensors[name], decoder.residual(name), decoder.alias(name)
+    info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     return {
         "name": name,
         "shape": list(info.shape),
         "dtype": info.dtype,
         "own_bytes": info.length,
-        "shared_stream": header.shared if header else None,
-        "storage": "quantized" if header else f"tied to {target}" if target else "exact",
+        "matrices": len(headers),
+        "shared_streams": sorted({header.shared for header in headers if header.shared is not None}),
+        "storage": "quantized" if headers else f"tied to {target}" if target else "exact",
     }
 
 
 def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
     """Bytes by purpose; `frame` is headers, record frames, checksums, index and config.json's growth."""
+    container = decoder.container
     spent = {"indices": 0, "side_information": 0, "tables": 0, "exact": 0}
     for record in decoder.container.model_records():
         spent["indices" if record.type == RecordType.STREAM else "tables"] += len(record.payload)
-    for name, info in decoder.container.tensors.items():
-        record, header = decoder.main_record(info), decoder.residual(name)
-        if header is not None:
-            coded = sum(len(data) for pair in header.streams for data in pair)
-            spent["indices"] += coded
-            spent["side_information"] += len(record.payload) - coded
-        elif record.type == RecordType.PLANES:
-            spent["exact"] += len(record.payload)
+    for name in container.tensors:
+        coded = sum(len(data) for header in decoder.residuals(name) for pair in header.streams for data in pair)
+        spent["indices"] += coded
+        spent["side_information"] -= coded
+        for record in container.records(name):
+            if record.type == RecordType.RESIDUAL:
+                spent["side_information"] += len(record.payload)
+            elif record.type == RecordType.PLANES:
+                spent["exact"] += len(record.payload)
     return {**spent, "frame": file_bytes - sum(spent.values())}
 
 

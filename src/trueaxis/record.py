@@ -37,7 +37,9 @@ class RecordType(IntEnum):
 
 
 MODEL_TYPES = frozenset({RecordType.TABLES, RecordType.STREAM})
-TENSOR_TYPES = frozenset({RecordType.RESIDUAL, RecordType.PLANES, RecordType.ALIAS})
+TENSOR_TYPES = frozenset(
+    {RecordType.TRANSFORM, RecordType.RESIDUAL, RecordType.PLANES, RecordType.ALIAS, RecordType.SLICE}
+)
 
 
 @dataclass(frozen=True)

@@ -42,17 +42,50 @@ Role = Literal["linear", "embedding", "head", "tied", "exact"]
 
 
 @dataclass(frozen=True)
-class Weight:
-    """One tensor of a checkpoint and its place in the network.
+class Place:
+    """Where a matrix lies in the running model.
 
     Attributes:
-        name: Name in the checkpoint.
-        shape: As stored there; matrices are [m, n].
+        parameter: Name of the parameter, as the class with a head has it.
+        expert: Index into a 3-D parameter, or None.
+        part: (i, of): the i-th of equal parts of the rows, where the model joins what the checkpoint keeps apart.
+        transposed: Whether the parameter holds [n, m].
+    """
+
+    parameter: str
+    expert: int | None = None
+    part: tuple[int, int] = (0, 1)
+    transposed: bool = False
+
+    @property
+    def module(self) -> str:
+        """Name of the module that has the parameter."""
+        return self.parameter.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One matrix of a checkpoint, or a tensor kept exactly, and its place in the network.
+
+    A matrix is a view of a stored tensor: the tensor itself, one slice of a 3-D tensor, or either of them transposed.
+
+    Attributes:
+        name: Name of the stored tensor; NAME[e] for slice e of it.
+        shape: [m, n] with y = W x; of an exact tensor, as stored.
         dtype: safetensors name of the dtype: "F32", "F16" or "BF16" for weights.
         role: "linear" (has an input metric), "embedding" (rows looked up), "head", "tied" (embedding and
             head in one matrix), or "exact" (norms, biases, anything not quantized).
         space: Name of the input space of a linear or head; weights with the same space share one metric.
         norm: Name of the normalization weight whose output the matrix reads, or None.
+        norm_offset: What the model adds to that weight before it multiplies.
+        stored: Name of the stored tensor where it is not `name`.
+        slice: First index into the stored tensor, or None.
+        transposed: Whether the tensor (or slice) is stored [n, m].
+        place: Where the running model has it; None if that is not known.
+        writes: What its output is; see model/families.py.
+        bias: Name of the bias that is added to its output, or None.
+        pool: For an expert, the space of all experts of its layer; see metric.py.
+        group: Weights of one group have one sensitivity, stored under this name; None for one of its own.
     """
 
     name: str
@@ -61,6 +94,20 @@ class Weight:
     role: Role
     space: str | None = None
     norm: str | None = None
+    norm_offset: float = 0.0
+    stored: str | None = None
+    slice: int | None = None
+    transposed: bool = False
+    place: Place | None = None
+    writes: str = "other"
+    bias: str | None = None
+    pool: str | None = None
+    group: str | None = None
+
+    @property
+    def tensor(self) -> str:
+        """Name of the stored tensor."""
+        return self.stored or self.name
 
     @property
     def size(self) -> int:
@@ -184,7 +231,8 @@ class TensorReport:
 class CompressionReport:
     """Result of one compression; `file_bytes` is real: every *.safetensors file and their index,
     plus the growth of config.json. `header_bytes` of it belong to no tensor. `calibration` says what was calibrated
-    on: "source" ("text" or "sampled" from the model) and "tokens"."""
+    on: "source" ("text" or "sampled" from the model) and "tokens". `notes` are sentences on what calibration could not
+    see: modules without a metric, experts without tokens."""
 
     file_bytes: int
     header_bytes: int
@@ -197,6 +245,7 @@ class CompressionReport:
     recipe_hash: str
     calibration: dict[str, Any]
     tensors: tuple[TensorReport, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

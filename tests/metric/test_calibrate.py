@@ -24,7 +24,7 @@ def test_block_by_block_equals_a_plain_forward(model: str, tokens: Path, request
     assert steps == [(1, 3, "model.layers.0"), (2, 3, "model.layers.1"), (3, 3, "head")]
 
     network, places, inputs = load_model(checkpoint), route(checkpoint), {}
-    modules = {space: module for readers in places.readers for space, module in readers.items()}
+    modules = {space: module for listeners in places.inside for space, module in listeners.spaces.items()}
     for space, module in {**modules, "head": places.head}.items():
         network.get_submodule(module).register_forward_pre_hook(
             lambda _module, args, space=space: inputs.__setitem__(space, args[0].double())

@@ -74,12 +74,12 @@ def test_files_that_are_no_statistics(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"is missing or no readable statistics file"):
         load_statistics(file)
     save_file({"x": np.zeros(1)}, file)
-    with pytest.raises(CalibrationError, match=r"expected statistics of version 1, found None"):
+    with pytest.raises(CalibrationError, match=r"expected statistics of version 2, found None"):
+        load_statistics(file)
+    save_file({"x": np.zeros(1)}, file, metadata={"trueaxis-statistics": '{"version": 3}'})
+    with pytest.raises(CalibrationError, match=r"expected statistics of version 2, found 3; calibrate again"):
         load_statistics(file)
     save_file({"x": np.zeros(1)}, file, metadata={"trueaxis-statistics": '{"version": 2}'})
-    with pytest.raises(CalibrationError, match=r"expected statistics of version 1, found 2; calibrate again"):
-        load_statistics(file)
-    save_file({"x": np.zeros(1)}, file, metadata={"trueaxis-statistics": '{"version": 1}'})
     with pytest.raises(CalibrationError, match=r"the statistics are incomplete"):
         load_statistics(file)
     _statistics(1, {}).save(file)

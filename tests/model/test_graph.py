@@ -46,13 +46,14 @@ def test_tied_matrix_is_one_weight(tied_llama: Path) -> None:
 def test_route_listens_once_per_space(tiny_llama: Path) -> None:
     places = route(Checkpoint.open(tiny_llama))
     assert places.blocks == ("model.layers.0", "model.layers.1")
-    assert places.readers[1] == {
+    assert places.inside[1].spaces == {
         "model.layers.1.self_attn.in": "model.layers.1.self_attn.q_proj",
         "model.layers.1.self_attn.out": "model.layers.1.self_attn.o_proj",
         "model.layers.1.mlp.in": "model.layers.1.mlp.gate_proj",
         "model.layers.1.mlp.hidden": "model.layers.1.mlp.down_proj",
     }
-    assert (places.embedding, places.final_norm, places.head) == ("model.embed_tokens", "model.norm", "lm_head")
+    assert (places.embedding, places.head) == ("model.embed_tokens", "lm_head")
+    assert places.outside.spaces == {}
 
 
 def _edited(source: Path, target: Path, **changes: object) -> Path:
@@ -62,10 +63,16 @@ def _edited(source: Path, target: Path, **changes: object) -> Path:
     return target
 
 
-def test_unknown_model_type(tiny_llama: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(_edited(tiny_llama, tmp_path / "copy", model_type="mamba"))
-    with pytest.raises(CheckpointError, match=r"model_type 'mamba' is not supported; supported are .*llama"):
-        trace(checkpoint)
+def test_a_model_that_cannot_be_built_goes_by_names(tiny_llama: Path, tmp_path: Path) -> None:
+    changes = {"model_type": "unheard-of", "architectures": ["UnheardOfForCausalLM"]}
+    weights = {
+        weight.name: weight for weight in trace(Checkpoint.open(_edited(tiny_llama, tmp_path / "copy", **changes)))
+    }
+    assert weights["model.embed_tokens.weight"].role == "embedding"
+    assert weights["lm_head.weight"].role == "head"
+    up = weights["model.layers.0.mlp.up_proj.weight"]
+    assert (up.role, up.space, up.place) == ("linear", None, None)
+    assert weights["model.norm.weight"].role == "exact"
 
 
 def test_number_of_blocks_must_be_known_and_present(tiny_llama: Path, tmp_path: Path) -> None:
@@ -80,11 +87,13 @@ def test_number_of_blocks_must_be_known_and_present(tiny_llama: Path, tmp_path: 
 def test_tensors_outside_the_table(tiny_llama: Path, tmp_path: Path) -> None:
     directory = _edited(tiny_llama, tmp_path / "copy")
     tensors = load_file(directory / "model.safetensors")
-    extra = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64), "adapter": torch.zeros(4, 6)}
+    extra = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64), "adapter.weight": torch.zeros(4, 6)}
+    extra["constants"] = torch.zeros(64, 8)
     save_file({**tensors, **extra}, directory / "model.safetensors")
     weights = {weight.name: weight for weight in trace(Checkpoint.open(directory))}
     assert weights["model.layers.0.self_attn.q_proj.bias"].role == "exact"
-    assert (weights["adapter"].role, weights["adapter"].space) == ("linear", None)
+    assert (weights["adapter.weight"].role, weights["adapter.weight"].space) == ("linear", None)
+    assert weights["constants"].role == "exact"
 
     tensors["lm_head.weight"] = torch.zeros(128)
     save_file(tensors, directory / "model.safetensors")

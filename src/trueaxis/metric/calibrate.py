@@ -3,9 +3,9 @@
     tokens ─▶ embed ─▶ block 0 ─▶ block 1 ─▶ … ─▶ final norm ─▶ head
                         Σ x xᵀ, Σ x per input space, at every step
 
-The inputs of the first block are caught for all chunks; then each block runs over all of them while hooks on
-its linears sum. Only one block is at work at a time. Products are float32 over at most 4,096 tokens, the sums over
-those float64.
+Where the blocks are known (families.py), each runs over all of the text before the next, and only one is at work at a
+time; any other model runs in one piece. One that cannot be run leaves no sums, and the statistics say why. Products are
+float32 over at most 4,096 tokens, the sums over those float64.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from trueaxis.metric.listening import CHUNK_TOKENS, Sum, listening
+from trueaxis.metric.running import Steps, StoppedError, forward, load_model
 from trueaxis.metric.sketch import keep_smallest, shingle_hashes
 from trueaxis.metric.statistics import Chunk, Statistics
+from trueaxis.model.architecture import submodule
 from trueaxis.model.checkpoint import Checkpoint, check_finite
-from trueaxis.model.graph import HEAD_SPACE, Route, route, trace
-from trueaxis.progress import hidden_bars
+from trueaxis.model.discover import HEAD_SPACE
+from trueaxis.model.graph import Route, route, trace
 from trueaxis.types import Array, CalibrationError, CheckpointError, Weight
 
 Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what was done)
 
-CHUNK_TOKENS = 4096
 MINIMUM_TOKENS = 1024
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
@@ -60,162 +62,111 @@ def calibrate(
         CalibrationError: The tokens do not fit the model or are too few.
         CheckpointError: The checkpoint cannot be run, or its activations are not finite.
     """
-    part = _checked_part(checkpoint, tokens, sequences)
+    weights = trace(checkpoint)
+    part = _checked_part(checkpoint, weights, tokens, sequences)
     for name in checkpoint.entries:
         check_finite(name, checkpoint.tensor(name))
     places = route(checkpoint)
-    sums: dict[str, _Sum] = {}
+    batches = list(split_sequences(tokens[part.start : part.stop]))
+    sums: dict[str, Sum] = {}
+    unrun = ""
     random_devices = [] if device == "cpu" else [device]
     with torch.random.fork_rng(random_devices), torch.inference_mode():
         torch.manual_seed(seed)
-        model = load_model(checkpoint)
-        steps = len(places.blocks) + 1
-        states, contexts = _first_inputs(model, places, tokens[part.start : part.stop], device)
-        for index, block in enumerate(places.blocks):
-            with _listening(model, places.readers[index], sums):
-                _run_block(model.get_submodule(block), states, contexts, device)
-            _check_sums(checkpoint, places.readers[index], sums)
-            if progress is not None:
-                progress(index + 1, steps, block)
-        sums[HEAD_SPACE] = _Sum()
-        final_norm = model.get_submodule(places.final_norm).to(device)
-        for state in states:
-            sums[HEAD_SPACE].add(final_norm(state))
-        _check_sums(checkpoint, (HEAD_SPACE,), sums)
+        if places.blocks:
+            _run_by_blocks(checkpoint, places, batches, sums, device, progress)
+        else:
+            unrun = _run_whole(checkpoint, places, batches, sums, device, progress)
+    _check_sums(checkpoint, sums)
+    spaces = {weight.space for weight in weights if weight.space is not None}
+    return _as_statistics(checkpoint, tokens, part, sums, tuple(sorted(spaces - sums.keys())), unrun)
+
+
+def _run_by_blocks(
+    checkpoint: Checkpoint,
+    places: Route,
+    batches: list[torch.Tensor],
+    sums: dict[str, Sum],
+    device: str,
+    progress: Progress | None,
+) -> None:
+    model = load_model(checkpoint)
+    steps = Steps(model, places.blocks, batches, device)
+    count = len(places.blocks) + 1
+    for index, block in enumerate(places.blocks):
+        with listening(model, places.inside[index], sums):
+            steps.run(index)
+        if progress is not None:
+            progress(index + 1, count, block)
+    with listening(model, places.outside, sums), _hearing_the_head(model, places, sums, stop=True):
+        steps.finish()
     if progress is not None:
-        progress(steps, steps, HEAD_SPACE)
-    return _as_statistics(checkpoint, tokens, part, sums)
+        progress(count, count, HEAD_SPACE)
 
 
-def _as_statistics(checkpoint: Checkpoint, tokens: Array, part: range, sums: dict[str, _Sum]) -> Statistics:
+def _run_whole(
+    checkpoint: Checkpoint,
+    places: Route,
+    batches: list[torch.Tensor],
+    sums: dict[str, Sum],
+    device: str,
+    progress: Progress | None,
+) -> str:
+    """Run a model whose blocks are not known; returns why that cannot be done, or nothing."""
+    try:
+        model = load_model(checkpoint).to(device)
+        with listening(model, places.outside, sums), _hearing_the_head(model, places, sums, stop=False):
+            for index, ids in enumerate(batches):
+                forward(model, ids.to(device))
+                if progress is not None:
+                    progress(index + 1, len(batches), "forward")
+    except Exception as error:  # an unknown model may want other inputs than tokens and fail in any way
+        sums.clear()
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@contextmanager
+def _hearing_the_head(model: Any, places: Route, sums: dict[str, Sum], stop: bool) -> Iterator[None]:
+    """Add what the head reads; with `stop` its output, the largest of all, is not computed."""
+    if places.head is None:
+        yield
+        return
+
+    def add(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        sums.setdefault(HEAD_SPACE, Sum()).add(args[0])
+        if stop:
+            raise StoppedError
+
+    handle = submodule(model, places.head).register_forward_pre_hook(add)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _as_statistics(
+    checkpoint: Checkpoint, tokens: Array, part: range, sums: dict[str, Sum], unheard: tuple[str, ...], unrun: str
+) -> Statistics:
     read = tokens[part.start : part.stop]
     chunk = Chunk(hash_tokens(tokens), part.start, part.stop - 1, tokens.shape[1])
     return Statistics(
         {space: total.outer.cpu().numpy() for space, total in sums.items()},
         {space: total.linear.cpu().numpy() for space, total in sums.items()},
         {space: total.tokens for space, total in sums.items()},
-        np.bincount(read.ravel().astype(np.int64), minlength=_vocabulary(checkpoint)).astype(np.int64),
+        np.bincount(read.ravel().astype(np.int64), minlength=_vocabulary(checkpoint) or 0).astype(np.int64),
         checkpoint.fingerprint,
         (chunk,),
         keep_smallest(shingle_hashes(read)),
+        unheard=unheard,
+        unrun=unrun,
     )
 
 
-class _Sum:
-    """Σ x xᵀ, Σ x and the number of tokens of one space, taken over chunks."""
-
-    outer: torch.Tensor
-    linear: torch.Tensor
-
-    def __init__(self) -> None:
-        self.tokens = 0
-
-    def add(self, activations: torch.Tensor) -> None:
-        for rows in activations.detach().reshape(-1, activations.shape[-1]).split(CHUNK_TOKENS):
-            outer, linear = (rows.T @ rows).double(), rows.sum(dim=0, dtype=torch.float64)
-            if self.tokens:
-                self.outer += outer
-                self.linear += linear
-            else:
-                self.outer, self.linear = outer, linear
-            self.tokens += rows.shape[0]
-
-
-class _CaughtError(Exception):
-    """Stops a forward pass once the inputs of the first block are known."""
-
-
-def _first_inputs(
-    model: Any, places: Route, tokens: Array, device: str
-) -> tuple[list[torch.Tensor], list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Inputs of the first block per chunk: hidden states [sequences, length, d], and the other arguments."""
-    states: list[torch.Tensor] = []
-    contexts: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def catch(_module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        state, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        states.append(state.to(device))
-        contexts.append(_moved((rest, kwargs), device))
-        raise _CaughtError
-
-    handle = model.get_submodule(places.blocks[0]).register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        for ids in split_sequences(tokens):
-            try:
-                model(ids, use_cache=False)
-            except _CaughtError:
-                continue
-    finally:
-        handle.remove()
-    return states, contexts
-
-
-def _moved(value: Any, device: str) -> Any:
-    """The same nest of tuples, lists and dicts with its tensors on a device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, tuple | list):
-        return type(value)(_moved(item, device) for item in value)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return value
-
-
-def _run_block(
-    block: torch.nn.Module,
-    states: list[torch.Tensor],
-    contexts: list[tuple[tuple[Any, ...], dict[str, Any]]],
-    device: str,
-) -> None:
-    """Replace the hidden states of every chunk by the block's output, in place."""
-    block.to(device)
-    for index, (args, kwargs) in enumerate(contexts):
-        output = block(states[index], *args, **kwargs)
-        states[index] = output[0] if isinstance(output, tuple) else output
-    block.to("cpu")
-
-
-@contextmanager
-def _listening(model: Any, readers: Any, sums: dict[str, _Sum]) -> Iterator[None]:
-    """While the context lasts, what enters each reader is added to the sum of its space."""
-    handles = []
-    for space, module in readers.items():
-        total = sums[space] = _Sum()
-
-        def add(_module: torch.nn.Module, args: tuple[Any, ...], total: _Sum = total) -> None:
-            total.add(args[0])
-
-        handles.append(model.get_submodule(module).register_forward_pre_hook(add))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _check_sums(checkpoint: Checkpoint, spaces: Any, sums: dict[str, _Sum]) -> None:
-    for space in spaces:
-        if not bool(torch.isfinite(sums[space].outer).all()):
+def _check_sums(checkpoint: Checkpoint, sums: dict[str, Sum]) -> None:
+    for space, total in sums.items():
+        if not bool(torch.isfinite(total.outer).all()):
             raise CheckpointError(f"{space}: activations of {checkpoint.path} are not finite in float32")
-
-
-def load_model(checkpoint: Checkpoint) -> Any:
-    """The checkpoint as a transformers model: float32, evaluation mode, from local safetensors, no foreign code.
-
-    Raises:
-        CheckpointError: transformers cannot build it.
-    """
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with hidden_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                trust_remote_code=False,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
-    return model.eval().requires_grad_(False)
 
 
 def split_sequences(tokens: Array, limit: int = CHUNK_TOKENS) -> Iterator[torch.Tensor]:
@@ -230,14 +181,14 @@ def check_tokens(checkpoint: Checkpoint, tokens: Array) -> None:
     check_ids(tokens, _vocabulary(checkpoint), checkpoint.path)
 
 
-def check_ids(tokens: Array, vocabulary: int, model: str | Path) -> None:
+def check_ids(tokens: Array, vocabulary: int | None, model: str | Path) -> None:
     """Raise CalibrationError unless tokens are integers [sequences, length] from 0 to vocabulary − 1."""
     if not np.issubdtype(tokens.dtype, np.integer):
         raise CalibrationError(f"token ids: expected integers, found {tokens.dtype}; give ids, not embeddings or text")
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise CalibrationError(f"token ids: expected shape [sequences, length], found {list(tokens.shape)}")
     smallest, largest = int(tokens.min()), int(tokens.max())
-    if smallest < 0 or largest >= vocabulary:
+    if smallest < 0 or (vocabulary is not None and largest >= vocabulary):
         raise CalibrationError(
             f"token ids: found {smallest if smallest < 0 else largest}, but the vocabulary of {model} has "
             f"{vocabulary} tokens; use its own tokenizer"
@@ -253,15 +204,15 @@ def hash_tokens(tokens: Array) -> str:
 
 def minimum_tokens(weights: Sequence[Weight]) -> int:
     """Tokens below which calibration is refused: with under two per input, much of H would rest on no data at all."""
-    return max(MINIMUM_TOKENS, 2 * max(weight.shape[1] for weight in weights if weight.space is not None))
+    return max(MINIMUM_TOKENS, 2 * max((weight.shape[1] for weight in weights if weight.space is not None), default=0))
 
 
-def _checked_part(checkpoint: Checkpoint, tokens: Array, sequences: range | None) -> range:
+def _checked_part(checkpoint: Checkpoint, weights: Sequence[Weight], tokens: Array, sequences: range | None) -> range:
     check_tokens(checkpoint, tokens)
     part = range(tokens.shape[0]) if sequences is None else sequences
     if part.step != 1 or part.start < 0 or part.stop > tokens.shape[0]:
         raise CalibrationError(f"sequences: expected a range within 0 to {tokens.shape[0]}, found {part}")
-    minimum = minimum_tokens(trace(checkpoint))
+    minimum = minimum_tokens(weights)
     if len(part) * tokens.shape[1] < minimum:
         raise CalibrationError(
             f"too little calibration text: {len(part) * tokens.shape[1]} tokens, at least {minimum}; give more text"
@@ -269,8 +220,11 @@ def _checked_part(checkpoint: Checkpoint, tokens: Array, sequences: range | None
     return part
 
 
-def _vocabulary(checkpoint: Checkpoint) -> int:
-    return checkpoint.entries[f"{route(checkpoint).embedding}.weight"].shape[0]
+def _vocabulary(checkpoint: Checkpoint) -> int | None:
+    """Rows of the embedding; where none is known, what config.json says, if anything."""
+    rows = [weight.shape[0] for weight in trace(checkpoint) if weight.role in ("embedding", "tied")]
+    stated = checkpoint.config.get("vocab_size")
+    return rows[0] if rows else (stated if isinstance(stated, int) else None)
 
 
 def load_tokens(path: str | Path) -> Array:

@@ -13,6 +13,7 @@ Ledoit & Wolf 2004 (shrinkage of a covariance toward a multiple of the identity)
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -43,10 +44,11 @@ def metric_for(weight: Weight, statistics: Statistics) -> Metric:
 
     A linear layer or head takes H of its space; an embedding weighs its rows by how often they are looked up; a
     tied matrix takes both, with the embedding's term in units of the head's sensitivity. A sensitivity that was
-    not measured is 1.
+    not measured is 1. An expert e of a layer takes (Σₑ + n·P) / (R + n), where Σₑ are its sums, P is the mean of
+    the layer's pool, and R the pool's tokens: n tokens of the pool stand for what it has not seen.
 
     Args:
-        weight: Any matrix that is quantized; one without a space gets H = I.
+        weight: Any matrix that is quantized; one whose space is unknown or was not heard gets H = I.
 
     Raises:
         CalibrationError: The statistics lack the weight's space, or do not fit its shape.
@@ -56,19 +58,54 @@ def metric_for(weight: Weight, statistics: Statistics) -> Metric:
         raise TrueaxisError(f"{weight.name}: is kept exactly and has no metric")
     if weight.role == "embedding":
         return Metric(None, _rows_of(weight, statistics), sensitivities.get(weight.name, 1.0))
-    if weight.space is None:
-        return Metric(None, None, sensitivities.get(weight.name, 1.0))
-    second_moment = statistics.second_moment(weight.space)
+    key = weight.group or weight.name
+    if weight.space is None or weight.space in statistics.unheard:
+        rows = _rows_of(weight, statistics) if weight.role == "tied" else None
+        return Metric(None, None, sensitivities.get(key, 1.0), rows)
+    second_moment = _second_moment(weight, weight.space, statistics)
     if second_moment.shape[0] != weight.shape[1]:
         raise CalibrationError(
             f"{weight.name}: metric is {list(second_moment.shape)} but the weight has {weight.shape[1]} inputs; "
             "calibrate with the same model"
         )
     if weight.role != "tied":
-        return Metric(second_moment, None, sensitivities.get(weight.name, 1.0))
+        return Metric(second_moment, None, sensitivities.get(key, 1.0))
     as_head = sensitivities.get(head_key(weight.name), 1.0)
     as_embedding = sensitivities.get(embedding_key(weight.name), 1.0)
     return Metric(second_moment, None, as_head, _rows_of(weight, statistics) * (as_embedding / as_head))
+
+
+def blind_spots(weights: Sequence[Weight], statistics: Statistics) -> tuple[str, ...]:
+    """Sentences on what calibration did not see: a model that did not run, matrices without a metric, and experts
+    that lean on their layer's pool because they saw fewer tokens than they have inputs."""
+    if statistics.unrun:
+        return (
+            f"the model was not run ({statistics.unrun}): every metric is the identity, "
+            "and every matrix is to lose the same share of its energy",
+        )
+    matrices = [weight for weight in weights if weight.role not in ("exact", "embedding")]
+    found = [
+        f"{weight.name}: calibration cannot listen to its input; its metric is the identity"
+        for weight in matrices
+        if weight.space is None or weight.space in statistics.unheard
+    ]
+    seen: set[str] = set()
+    for weight in matrices:
+        if weight.pool is None or weight.space is None or weight.space in statistics.unheard:
+            continue
+        tokens, inputs = statistics.tokens[weight.space], weight.shape[1]
+        if tokens < inputs and weight.space not in seen:
+            seen.add(weight.space)
+            found.append(f"{weight.space}: {tokens} tokens for {inputs} inputs; its metric leans on the other experts'")
+    return tuple(found)
+
+
+def _second_moment(weight: Weight, space: str, statistics: Statistics) -> Array:
+    if weight.pool is None:
+        return statistics.second_moment(space)
+    pooled = statistics.second_moment(weight.pool)
+    columns = pooled.shape[0]
+    return (statistics.sums[space] + columns * pooled) / (statistics.tokens[weight.pool] + columns)
 
 
 def _rows_of(weight: Weight, statistics: Statistics) -> Array:

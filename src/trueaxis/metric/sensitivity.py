@@ -4,29 +4,33 @@
 
 The noise is white in the coordinates in which D is a plain sum of squares (E = Z C⁻¹, H = C Cᵀ), which is how an
 optimal quantizer's error is spread at high rate. Averaging over +E and −E removes
-the odd terms, so that a small D suffices. A tied matrix gets two numbers, one per use.
+the odd terms, so that a small D suffices. A tied matrix gets two numbers, one per use; the experts of a layer share one
+per kind of matrix, for which all of them get noise at once.
+
+What cannot be measured is taken to matter as the others do, the same share of its energy costs as much: where
+transformers cannot run the model or has the matrix in another form, and where noise leaves the output as it is to the
+last bit, as for the vision part of a model that reads text here.
+
+A model without logits over a vocabulary (an encoder, a classifier) has no KL: there g is the relative squared error of
+the final hidden states, plus that of every other output (such as the pooled state).
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from trueaxis.likelihood import kl_nats
-from trueaxis.metric.calibrate import Progress, check_tokens, load_model, split_sequences
-from trueaxis.metric.metric import (
-    damped_cholesky,
-    distance,
-    embedding_key,
-    head_key,
-    row_probabilities,
-)
+from trueaxis.metric.calibrate import Progress, check_tokens, split_sequences
+from trueaxis.metric.metric import damped_cholesky, distance, embedding_key, head_key, metric_for, row_probabilities
+from trueaxis.metric.running import forward, load_model
 from trueaxis.metric.statistics import Statistics
+from trueaxis.model.architecture import locate, parameter, submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
 from trueaxis.types import Array, CalibrationError, Metric, Weight
@@ -51,7 +55,7 @@ def measure_sensitivities(
 
     Args:
         checkpoint: The model, run in float32.
-        weights: From `trace`; exact tensors and matrices without a space are skipped.
+        weights: From `trace`; exact tensors are skipped.
         statistics: Of the same checkpoint.
         tokens: Calibration tokens, integers [sequences, length]; the first 2,048 or so are used.
         seed: Of the noise; each weight has a stream of its own, whatever the others are.
@@ -60,7 +64,8 @@ def measure_sensitivities(
         device: Where the whole model runs.
 
     Returns:
-        Name of the weight → g, positive and finite; a tied matrix appears as NAME#embedding and NAME#head.
+        Name of the weight → g, positive and finite; a tied matrix appears as NAME#embedding and NAME#head, experts
+        under their group.
         Put it into the statistics with `dataclasses.replace(statistics, sensitivities=...)`.
 
     Raises:
@@ -70,40 +75,105 @@ def measure_sensitivities(
     check_tokens(checkpoint, tokens)
     sample = tokens[: max(1, TOKEN_LIMIT // tokens.shape[1]), :TOKEN_LIMIT]
     places = route(checkpoint)
-    uses = [use for weight in weights for use in _uses(weight, places, statistics)]
+    uses = _uses([weight for weight in weights if weight.place is not None])
     rises: dict[str, float] = {}
     with torch.inference_mode():
         model = load_model(checkpoint).to(device)
         _untie(model, places)
-        reference = [model(ids.to(device), use_cache=False).logits for ids in split_sequences(sample)]
-        for index, (key, module, metric) in enumerate(uses):
-            parameter = model.get_submodule(module).weight
-            error, error_distance = _noise(parameter.double().cpu().numpy(), metric, noise_share, (seed, key))
-            rises[key] = _rise(model, parameter, error, sample, reference) / error_distance if error_distance else 0.0
+        batches = [ids.to(device) for ids in split_sequences(sample)]
+        reference = [_read(model, ids) for ids in batches]
+        for index, (key, members) in enumerate(uses.items()):
+            noise = [_disturbance(model, places, use, use.metric(statistics), noise_share, seed) for use in members]
+            rises[key] = _rise(model, noise, batches, reference)
             if not np.isfinite(rises[key]):
                 raise CalibrationError(f"{key}: noise of {noise_share:.1%} makes the model's output infinite")
             if progress is not None:
                 progress(index + 1, len(uses), key)
-    return _floored(rises)
+    measured = _floored({key: rise for key, rise in rises.items() if rise != 0})
+    if measured.keys() == _uses(weights).keys():
+        return measured
+    assumed = assume_sensitivities(checkpoint, weights, statistics)
+    typical = float(np.median([measured[key] / assumed[key] for key in measured])) if measured else 1.0
+    return {**{key: typical * value for key, value in assumed.items()}, **measured}
 
 
-def _uses(weight: Weight, places: Route, statistics: Statistics) -> Iterator[tuple[str, str, Metric]]:
-    """Yield (key, module, metric) of each way the model uses a weight; a tied one is used twice."""
-    rows = Metric(None, row_probabilities(statistics.token_counts))
-    if weight.role == "embedding":
-        yield weight.name, places.embedding, rows
-    elif weight.role == "tied" and weight.space is not None:
-        yield embedding_key(weight.name), places.embedding, rows
-        yield head_key(weight.name), places.head, Metric(statistics.second_moment(weight.space))
-    elif weight.role in ("linear", "head") and weight.space is not None:
-        yield weight.name, weight.name.removesuffix(".weight"), Metric(statistics.second_moment(weight.space))
+def assume_sensitivities(checkpoint: Checkpoint, weights: Sequence[Weight], statistics: Statistics) -> dict[str, float]:
+    """What stands in for measurements that cannot be made: every matrix is to lose the same share of its own energy.
+
+    Returns:
+        The keys of `measure_sensitivities` → number of weights / D of setting them to zero.
+    """
+    assumed: dict[str, float] = {}
+    for key, members in _uses(weights).items():
+        size = sum(use.weight.size for use in members)
+        energy = sum(
+            distance(checkpoint.matrix(use.weight).double().numpy(), use.metric(statistics)) for use in members
+        )
+        assumed[key] = size / energy if energy > 0 else 1.0
+    return assumed
+
+
+class _Use(NamedTuple):
+    """One way the model uses a weight; `key` names its noise."""
+
+    key: str
+    weight: Weight
+    side: Literal["embedding", "head", "linear"]
+
+    def metric(self, statistics: Statistics) -> Metric:
+        """What errors of it cost in this use."""
+        if self.side == "embedding":
+            return Metric(None, row_probabilities(statistics.token_counts))
+        return Metric(metric_for(self.weight, statistics).second_moment)
+
+
+class _Disturbance(NamedTuple):
+    """What is added to a parameter, a view [m, n] in the running model, and the D of that."""
+
+    parameter: torch.Tensor
+    error: torch.Tensor
+    distance: float
+
+
+class _Output(NamedTuple):
+    """Output for one batch: logits over the vocabulary, or hidden states and whatever else there is instead."""
+
+    logits: torch.Tensor | None
+    states: tuple[torch.Tensor, ...]
+
+
+def _uses(weights: Sequence[Weight]) -> dict[str, list[_Use]]:
+    """Uses by the key of their sensitivity: one each, two keys for a tied weight, one key for a group of experts."""
+    uses: dict[str, list[_Use]] = {}
+    for weight in weights:
+        if weight.role == "exact":
+            continue
+        if weight.role == "tied":
+            found = [_Use(embedding_key(weight.name), weight, "embedding"), _Use(head_key(weight.name), weight, "head")]
+        else:
+            found = [_Use(weight.name, weight, weight.role)]
+        for use in found:
+            uses.setdefault(weight.group or use.key, []).append(use)
+    return uses
 
 
 def _untie(model: Any, places: Route) -> None:
     """Give the head a copy of its own, so that one use can be disturbed without the other."""
-    head = model.get_submodule(places.head)
-    if head.weight is model.get_submodule(places.embedding).weight:
+    if places.head is None or places.embedding is None:
+        return
+    head: Any = submodule(model, places.head)
+    if head.weight is submodule(model, places.embedding).weight:
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
+
+
+def _disturbance(model: Any, places: Route, use: _Use, metric: Metric, share: float, seed: int) -> _Disturbance:
+    if use.side == "linear" and use.weight.place is not None:
+        view = locate(model, use.weight.place)
+    else:
+        module = places.embedding if use.side == "embedding" else places.head
+        view = parameter(model, f"{module}.weight")
+    error, error_distance = _noise(view.double().cpu().numpy(), metric, share, (seed, use.key))
+    return _Disturbance(view, torch.from_numpy(error).to(view.device), error_distance)
 
 
 def _noise(weight: Array, metric: Metric, share: float, stream: tuple[int, str]) -> tuple[Array, float]:
@@ -125,15 +195,43 @@ def _noise(weight: Array, metric: Metric, share: float, stream: tuple[int, str])
     return scaled, distance(scaled, metric)
 
 
-def _rise(model: Any, parameter: torch.Tensor, error: Array, sample: Array, reference: Sequence[torch.Tensor]) -> float:
-    """Mean of KL(model ‖ model with W ± E) over both signs and all tokens, in nats."""
+def _rise(
+    model: Any, noise: Sequence[_Disturbance], batches: Sequence[torch.Tensor], reference: Sequence[_Output]
+) -> float:
+    """Mean change of the output per token, over both signs, per unit of the noise's D; 0 for no noise."""
+    distance_sum = sum(one.distance for one in noise)
+    if not distance_sum:
+        return 0.0
     total = 0.0
     for sign in (1, -1):
-        with _disturbed(parameter, sign * torch.from_numpy(error).to(parameter.device)):
-            for ids, expected in zip(split_sequences(sample), reference, strict=True):
-                found = model(ids.to(parameter.device), use_cache=False).logits
-                total += float(kl_nats(expected, found, torch.float64).sum())
-    return total / (2 * sample.size)
+        with ExitStack() as stack:
+            for one in noise:
+                stack.enter_context(_disturbed(one.parameter, sign * one.error))
+            for ids, expected in zip(batches, reference, strict=True):
+                total += _change(expected, _read(model, ids), ids.numel())
+    return total / (2 * sum(ids.numel() for ids in batches)) / distance_sum
+
+
+def _read(model: Any, ids: torch.Tensor) -> _Output:
+    output = forward(model, ids)
+    logits = getattr(output, "logits", None)
+    logits = getattr(output, "prediction_logits", None) if logits is None else logits
+    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None)
+    if logits is not None and logits.ndim == 3 and logits.shape[-1] == vocabulary:
+        return _Output(logits, ())
+    found = [value for value in dict(output).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    return _Output(None, tuple(found))
+
+
+def _change(expected: _Output, found: _Output, tokens: int) -> float:
+    """Σ over tokens of the KL in nats; without logits, tokens · Σ over outputs of |found − expected|² / |expected|²."""
+    if expected.logits is not None and found.logits is not None:
+        return float(kl_nats(expected.logits, found.logits, torch.float64).sum())
+    relative = 0.0
+    for one, other in zip(expected.states, found.states, strict=True):
+        energy = float(one.double().square().sum())
+        relative += float((other.double() - one.double()).square().sum()) / (energy or 1.0)
+    return relative * tokens
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 
 from trueaxis.metric.calibrate import calibrate, load_tokens, minimum_tokens, tokenize
 from trueaxis.metric.sample import sample_tokens
-from trueaxis.metric.sensitivity import measure_sensitivities
+from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress
@@ -59,10 +59,13 @@ def obtain_statistics(
         )  # fmt: skip
         measured = one if measured is None else merge(measured, one)
     assert measured is not None  # `parts` is not empty
-    sensitivities = measure_sensitivities(
-        checkpoint, weights, measured, parts[0], seed, device=device,
-        progress=lambda done, total, _: progress("sensitivity", done, total),
-    )  # fmt: skip
+    if measured.unrun:
+        sensitivities = assume_sensitivities(checkpoint, weights, measured)
+    else:
+        sensitivities = measure_sensitivities(
+            checkpoint, weights, measured, parts[0], seed, device=device,
+            progress=lambda done, total, _: progress("sensitivity", done, total),
+        )  # fmt: skip
     measured = replace(measured, sensitivities=sensitivities, source=source)
     if file is not None:
         measured.save(file)

@@ -24,7 +24,7 @@ from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import Array, CalibrationError
 
 _FORMAT = "trueaxis-statistics"
-_VERSION = 1
+_VERSION = 2
 
 
 class Chunk(NamedTuple):
@@ -49,7 +49,9 @@ class Statistics:
         chunks: The sequences that were read.
         shingles: uint64, sorted hashes of the text's shingles, see sketch.py.
         sensitivities: Name of a weight → KL in nats per unit of D; for a tied matrix under "NAME#embedding"
-            and "NAME#head". May be empty.
+            and "NAME#head"; for experts under their group. May be empty.
+        unheard: Spaces that the model has but calibration could not listen to, sorted.
+        unrun: Why the model could not be run at all; empty if it was.
         source: "text" that was given, "sampled" from the model, or "text, sampled" where both were merged.
     """
 
@@ -61,6 +63,8 @@ class Statistics:
     chunks: tuple[Chunk, ...]
     shingles: Array
     sensitivities: Mapping[str, float] = field(default_factory=dict)
+    unheard: tuple[str, ...] = ()
+    unrun: str = ""
     source: str = "text"
 
     @property
@@ -106,6 +110,8 @@ class Statistics:
             "tokens": dict(self.tokens),
             "chunks": self.chunks,
             "sensitivities": dict(self.sensitivities),
+            "unheard": self.unheard,
+            "unrun": self.unrun,
             "source": self.source,
         }
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
@@ -148,7 +154,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
     totals = {space: tensors[f"total/{space}"] for space in tokens}
     for space, count in tokens.items():
         width = totals[space].shape[0]
-        if sums[space].shape != (width, width) or count < 1:
+        if sums[space].shape != (width, width) or count < 0:
             raise ValueError(f"{space}: Σ x xᵀ is {list(sums[space].shape)}, Σ x [{width}], over {count} tokens")
     return Statistics(
         sums,
@@ -159,6 +165,8 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         tuple(Chunk(str(text), int(first), int(last), int(length)) for text, first, last, length in header["chunks"]),
         tensors["shingles"],
         {str(name): float(value) for name, value in header["sensitivities"].items()},
+        tuple(str(space) for space in header["unheard"]),
+        str(header["unrun"]),
         str(header.get("source", "text")),
     )
 
@@ -193,6 +201,8 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         tuple(sorted(first.chunks + second.chunks)),
         keep_smallest(np.union1d(first.shingles, second.shingles)),
         _average_sensitivities(first, second),
+        first.unheard,
+        first.unrun,
         first.source if first.source == second.source else "text, sampled",
     )
 

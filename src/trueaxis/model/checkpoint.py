@@ -13,20 +13,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from trueaxis.types import CheckpointError
+from trueaxis.types import CheckpointError, Weight
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
-EMBEDDING_NAME = "model.embed_tokens.weight"
-HEAD_NAME = "lm_head.weight"
+HEAD_NAMES = ("lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight")
+# What a model computes itself and old checkpoints hold all the same: masks, frequencies, position numbers.
+_DERIVED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|(attn|attention)\.(bias|masked_bias))$")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|embeddings|shared)\.weight$")
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl")
@@ -49,7 +52,7 @@ class Checkpoint:
     Attributes:
         path: The directory.
         config: config.json as it stands.
-        entries: Every stored tensor by name, in shard order.
+        entries: Every stored tensor by name, in shard order, but for masks and the like that the model makes itself.
         aliases: Names that are stored but only repeat another tensor (the head of a tied model), with the name
             they repeat.
     """
@@ -82,7 +85,7 @@ class Checkpoint:
                 f"{directory / 'config.json'}: expected an unquantized checkpoint, found a quantization_config; "
                 "start from the original weights"
             )
-        entries = _read_entries(directory)
+        entries = {name: entry for name, entry in _read_entries(directory).items() if not _is_derived(name, entry)}
         for name, entry in entries.items():
             _check_dtype(name, entry)
         unaliased = cls(directory, config, entries, {})
@@ -94,6 +97,18 @@ class Checkpoint:
         Raises:
             CheckpointError: The checkpoint has no such tensor, or its shard cannot be read.
         """
+        return self._read(name, None)
+
+    def matrix(self, weight: Weight) -> torch.Tensor:
+        """Read one matrix as [m, n], y = W x, whatever it is stored as; no more than its slice is read.
+
+        Raises:
+            CheckpointError: As for `tensor`.
+        """
+        found = self._read(weight.tensor, weight.slice)
+        return found.T if weight.transposed else found
+
+    def _read(self, name: str, index: int | None) -> torch.Tensor:
         from safetensors import SafetensorError, safe_open
 
         if name not in self.entries:
@@ -101,7 +116,7 @@ class Checkpoint:
         file = self.path / self.entries[name].file
         try:
             with safe_open(file, framework="pt") as shard:
-                return shard.get_tensor(name)
+                return shard.get_tensor(name) if index is None else shard.get_slice(name)[index]
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{name}: cannot be read from {file} ({error}); fetch the file again") from error
 
@@ -227,19 +242,35 @@ def _check_dtype(name: str, entry: Entry) -> None:
         )
 
 
+def _is_derived(name: str, entry: Entry) -> bool:
+    """A bias is a parameter and one-dimensional; a mask is neither."""
+    return bool(_DERIVED.search(name)) and not (name.endswith(".bias") and len(entry.shape) == 1)
+
+
 def _find_aliases(checkpoint: Checkpoint) -> dict[str, str]:
-    """The stored head of a tied model repeats the embedding; a different one contradicts the configuration."""
+    """Heads and further embeddings that repeat an embedding; one that differs may contradict the configuration."""
+    embeddings = [name for name in checkpoint.entries if _EMBEDDING.search(name)]
+    aliases: dict[str, str] = {}
+    for name in [*(name for name in HEAD_NAMES if name in checkpoint.entries), *embeddings[1:]]:
+        for embedding in embeddings:
+            if embedding != name and embedding not in aliases and _same_bytes(checkpoint, name, embedding):
+                aliases[name] = embedding
+                break
+    if checkpoint.config.get("tie_word_embeddings", False) and embeddings:
+        for name in HEAD_NAMES:
+            if name in checkpoint.entries and name not in aliases:
+                raise CheckpointError(
+                    f"{name}: config.json ties it to {embeddings[0]}, but the stored tensors differ; "
+                    "set tie_word_embeddings to false or remove the head"
+                )
+    return aliases
+
+
+def _same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:
     import torch
 
-    stored = HEAD_NAME in checkpoint.entries and EMBEDDING_NAME in checkpoint.entries
-    if not checkpoint.config.get("tie_word_embeddings", False) or not stored:
-        return {}
-    head, embedding = checkpoint.tensor(HEAD_NAME), checkpoint.tensor(EMBEDDING_NAME)
-    same_kind = head.dtype == embedding.dtype and head.shape == embedding.shape
+    if checkpoint.entries[one][:2] != checkpoint.entries[other][:2]:
+        return False
+    first, second = checkpoint.tensor(one), checkpoint.tensor(other)
     # Compared as bytes: NaN equals itself, and −0 is not 0.
-    if same_kind and torch.equal(head.contiguous().view(torch.uint8), embedding.contiguous().view(torch.uint8)):
-        return {HEAD_NAME: EMBEDDING_NAME}
-    raise CheckpointError(
-        f"{HEAD_NAME}: config.json ties it to {EMBEDDING_NAME}, but the stored tensors differ; "
-        "set tie_word_embeddings to false or remove the head"
-    )
+    return torch.equal(first.contiguous().view(torch.uint8), second.contiguous().view(torch.uint8))

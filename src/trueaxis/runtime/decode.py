@@ -14,9 +14,10 @@ import numpy as np
 
 from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
-from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared, dequantize, unpack_residual
+from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared, dequantize
 from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.matrices import Matrix, matrices
 from trueaxis.types import Array, FormatError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Decoder:
             except FormatError as error:
                 raise FormatError(f"{path}: model records: {error}") from error
         self._shared = [record.payload for record in records[1:]]
-        self._cached: tuple[int, dict[str, Array]] | None = None
+        self._cached: tuple[int, dict[tuple[str, int], Array]] | None = None
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""
@@ -90,12 +91,16 @@ class Decoder:
         import torch
 
         info = self.container.tensors[self.alias(name) or name]
-        record = self.main_record(info)
         own = _torch_dtype(info)
-        if record.type == RecordType.PLANES:
-            value = _planes(info, record, own)
+        parts = matrices(info, self.container.records(info.name))
+        if not parts:
+            value = _planes(info, self.main_record(info), own)
+        elif len(info.shape) == 2:
+            value = torch.from_numpy(self._matrix(info, parts[0], 0))
         else:
-            value = torch.from_numpy(self._matrix(info, record))
+            value = torch.empty(info.shape, dtype=dtype or own)
+            for index, part in enumerate(parts):
+                value[index] = torch.from_numpy(self._matrix(info, part, index))
         if not bool(torch.isfinite(value).all()):
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
@@ -104,67 +109,64 @@ class Decoder:
         """Dtype of a tensor in the original checkpoint."""
         return _torch_dtype(self.container.tensors[name])
 
-    def residual(self, name: str) -> ResidualHeader | None:
-        """Parsed side information of a quantized tensor; None for one that is stored exactly or tied."""
+    def residuals(self, name: str) -> list[ResidualHeader]:
+        """Parsed side information of every matrix of a quantized tensor; none for one stored exactly or tied."""
         info = self.container.tensors[name]
-        record = self.main_record(info)
-        return _residual_header(info, record) if record.type == RecordType.RESIDUAL else None
+        parts = matrices(info, self.container.records(name))
+        try:
+            return [part.header() for part in parts]
+        except FormatError as error:
+            raise FormatError(f"{name}: {error}") from error
 
     def main_record(self, info: TensorInfo) -> Record:
-        """The record that says how a tensor is stored.
+        """The record that says how a tensor is stored, the last one.
 
         Raises:
-            FormatError: There is not exactly one.
+            FormatError: There is none.
         """
         records = self.container.records(info.name)
-        if len(records) != 1:
-            raise FormatError(f"{info.name}: expected one record, found {len(records)}; the file is damaged or newer")
-        return records[0]
+        if not records:
+            raise FormatError(f"{info.name}: expected a record, found none; the file is damaged or newer")
+        return records[-1]
 
-    def _matrix(self, info: TensorInfo, record: Record) -> Array:
+    def _matrix(self, info: TensorInfo, part: Matrix, index: int) -> Array:
+        """float32, oriented as the tensor (or its slice) is."""
         if self._tables is None:
             raise FormatError(f"{info.name}: the file holds no tables")
-        header = _residual_header(info, record)
         try:
+            header = part.header()
             if header.shared is None:
                 indices = decode_indices(header, self._tables)
             else:
-                indices = self._shared_indices(header.shared, self._tables)[info.name]
-            return dequantize(header, indices, self._tables).reshape(info.shape)
+                indices = self._shared_indices(header.shared, self._tables)[info.name, index]
+            weight = dequantize(header, indices, self._tables).reshape(part.rows, part.columns)
         except (FormatError, ValueError) as error:
             raise FormatError(f"{info.name}: {error}") from error
+        return np.ascontiguousarray(weight.T) if part.transposed else weight
 
-    def _shared_indices(self, number: int, tables: Tables) -> dict[str, Array]:
+    def _shared_indices(self, number: int, tables: Tables) -> dict[tuple[str, int], Array]:
         if self._cached is None or self._cached[0] != number:
-            names = self._members[number]
-            headers = [header for header in map(self.residual, names) if header is not None]
-            decoded = decode_shared(self._shared[number], headers, tables)
-            self._cached = number, dict(zip(names, decoded, strict=True))
+            members = self._members[number]
+            names = dict.fromkeys(name for name, _ in members)
+            parsed = {name: self.residuals(name) for name in names}
+            decoded = decode_shared(self._shared[number], [parsed[name][index] for name, index in members], tables)
+            self._cached = number, dict(zip(members, decoded, strict=True))
         return self._cached[1]
 
     @cached_property
-    def _members(self) -> list[list[str]]:
-        """Names of the tensors in each shared stream; streams follow each other in the order of the tensors."""
-        members: list[list[str]] = [[] for _ in self._shared]
+    def _members(self) -> list[list[tuple[str, int]]]:
+        """(Tensor, matrix) of each shared stream; streams follow each other in the order of these."""
+        members: list[list[tuple[str, int]]] = [[] for _ in self._shared]
         latest = 0
         for name in self.names():
-            header = self.residual(name)
-            if header is None or header.shared is None:
-                continue
-            if not latest <= header.shared < len(members):
-                raise FormatError(f"{name}: shared stream {header.shared} is missing or out of order")
-            latest = header.shared
-            members[latest].append(name)
+            for index, header in enumerate(self.residuals(name)):
+                if header.shared is None:
+                    continue
+                if not latest <= header.shared < len(members):
+                    raise FormatError(f"{name}: shared stream {header.shared} is missing or out of order")
+                latest = header.shared
+                members[latest].append((name, index))
         return members
-
-
-def _residual_header(info: TensorInfo, record: Record) -> ResidualHeader:
-    if record.type != RecordType.RESIDUAL or len(info.shape) != 2 or 0 in info.shape:
-        raise FormatError(f"{info.name}: record type {record.type} does not fit shape {list(info.shape)}")
-    try:
-        return unpack_residual(record.payload, *info.shape)
-    except FormatError as error:
-        raise FormatError(f"{info.name}: {error}") from error
 
 
 def _torch_dtype(info: TensorInfo) -> torch.dtype:

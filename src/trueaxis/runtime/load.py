@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,19 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     wanted = dtype or config.dtype
     state = dict(decoder.tensors(wanted))
     with hidden_bars():
-        model = cls.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
+        # transformers renames and fuses what the checkpoint names otherwise than the running model.
+        model, found = cls.from_pretrained(
+            None, config=config, state_dict=state, dtype=wanted, output_loading_info=True
+        )
+    if found["missing_keys"]:
+        raise FormatError(f"{min(found['missing_keys'])}: the model needs this tensor, but {path} lacks it")
     model.config.name_or_path = str(path)
     if model.can_generate() and (Path(path) / GENERATION).is_file():
         model.generation_config = type(model.generation_config).from_pretrained(path)
     return model.eval()
 
 
-def _architecture(decoder: Decoder) -> tuple[Any, type[PreTrainedModel]]:
+def _architecture(decoder: Decoder) -> tuple[Any, Any]:
     """(config without the quantization entry, model class) as transformers knows them, found to fit the tensors."""
     import torch
     import transformers
@@ -62,7 +68,9 @@ def _architecture(decoder: Decoder) -> tuple[Any, type[PreTrainedModel]]:
     name = names[0] if isinstance(names, list) and names else None
     cls = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
-        raise FormatError(f"{file}: architectures {str(names)[:80]} are no models of transformers")
+        raise FormatError(
+            f"{file}: architectures {str(names)[:80]} are no models of transformers; 'trueaxis unpack' needs none"
+        )
     layers = plain.get("num_hidden_layers")
     if isinstance(layers, int) and layers > len(decoder.names()):
         raise FormatError(f"{file}: {layers} layers, but the file holds {len(decoder.names())} tensors")
@@ -77,13 +85,17 @@ def _architecture(decoder: Decoder) -> tuple[Any, type[PreTrainedModel]]:
 
 
 def _check_fit(decoder: Decoder, model: PreTrainedModel) -> None:
-    """Every weight of the model is in the file, in its shape: none would be left to chance."""
+    """Every weight of the model is in the file, in its shape, or may be made of tensors that have other names there."""
     tensors = decoder.container.tensors
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     tied = getattr(model, "all_tied_weights_keys", None) or {}
+    spare = sum(info.size for name, info in tensors.items() if name not in expected)
     for name, shape in expected.items():
         found = tensors.get(name) or tensors.get(tied.get(name, ""))
-        if found is None or found.shape != shape:
+        if found is None and tied.get(name) in expected:
+            continue
+        spare -= math.prod(shape) if found is None else 0
+        if spare < 0 or (found is not None and found.shape != shape):
             shown = list(found.shape) if found else "none"
             raise FormatError(f"{name}: config.json says {list(shape)}, the file holds {shown}")
 

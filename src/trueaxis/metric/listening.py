@@ -1,0 +1,116 @@
+"""Sum what modules of a running model read.
+
+    Listeners ─▶ hooks ─▶ Σ x xᵀ, Σ x, tokens per space
+
+An expert reads the tokens routed to it, and its output is weighed by the router; its sums are those of w·x, so that
+errors of all experts of a layer count on one scale. What its second matrix reads is computed from its first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from trueaxis.model.architecture import submodule
+from trueaxis.model.graph import Listeners
+
+CHUNK_TOKENS = 4096
+
+
+class Sum:
+    """Σ x xᵀ, Σ x and the number of tokens of one space, taken over chunks."""
+
+    outer: torch.Tensor
+    linear: torch.Tensor
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def add(self, activations: torch.Tensor) -> None:
+        """Add the rows of activations [..., n]."""
+        for rows in activations.detach().reshape(-1, activations.shape[-1]).split(CHUNK_TOKENS):
+            self._add((rows.T @ rows).double(), rows.sum(dim=0, dtype=torch.float64), rows.shape[0])
+
+    def join(self, other: Sum) -> None:
+        """Add what another one has summed."""
+        self._add(other.outer, other.linear, other.tokens)
+
+    def _add(self, outer: torch.Tensor, linear: torch.Tensor, tokens: int) -> None:
+        if hasattr(self, "outer"):
+            self.outer += outer
+            self.linear += linear
+        else:
+            self.outer, self.linear = outer.clone(), linear.clone()
+        self.tokens += tokens
+
+
+@contextmanager
+def listening(model: Any, listeners: Listeners, sums: dict[str, Sum]) -> Iterator[None]:
+    """While the context lasts, what enters each module is added to the sum of its space; at its end the experts of
+    a layer are pooled. Modules that the model does not call with their input leave no sum."""
+    handles = []
+    for space, module in listeners.spaces.items():
+
+        def add(found: torch.nn.Module, args: tuple[Any, ...], space: str = space) -> None:
+            if args and isinstance(found.weight, torch.Tensor) and args[0].shape[-1] in found.weight.shape:
+                sums.setdefault(space, Sum()).add(args[0])
+
+        handles.append(submodule(model, module).register_forward_pre_hook(add))
+    for name, module in listeners.experts.items():
+
+        def route(found: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
+            _add_experts(found, name, [*args, *kwargs.values()], sums)
+
+        handles.append(submodule(model, module).register_forward_pre_hook(route, with_kwargs=True))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name in listeners.experts:
+        for side in ("in", "hidden"):
+            members = [space for space in sums if space.startswith(f"{name}.") and space.endswith(f".{side}")]
+            pool = Sum()
+            for space in members:
+                pool.join(sums[space])
+            if members:
+                sums[f"{name}.{side}"] = pool
+
+
+def _add_experts(module: Any, name: str, inputs: list[Any], sums: dict[str, Sum]) -> None:
+    """Add the tokens of one call of the experts of a layer.
+
+    Args:
+        module: Holds gate_up_proj and down_proj, 3-D.
+        name: Of the experts, for spaces.
+        inputs: Hidden states [..., d], chosen experts [T, k], and their weights [T, k] or [T, experts].
+        sums: Added to.
+    """
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    chosen = next(value for value in tensors if not value.is_floating_point())
+    states, weights = [value for value in tensors if value.is_floating_point()][:2]
+    states = states.reshape(-1, states.shape[-1])
+    chosen = chosen.reshape(states.shape[0], -1)
+    weights = weights.reshape(states.shape[0], -1)
+    if weights.shape != chosen.shape:
+        weights = weights.gather(1, chosen)
+    for index in range(module.gate_up_proj.shape[0]):
+        tokens, ranks = torch.where(chosen == index)
+        share, read = weights[tokens, ranks, None], states[tokens]
+        sums.setdefault(f"{name}.{index}.in", Sum()).add(share * read)
+        sums.setdefault(f"{name}.{index}.hidden", Sum()).add(share * _hidden(module, index, read))
+
+
+def _hidden(module: Any, index: int, states: torch.Tensor) -> torch.Tensor:
+    """What the second matrix of an expert reads."""
+    matrix = module.gate_up_proj[index]
+    joined = states @ (matrix if getattr(module, "is_transposed", False) else matrix.T)
+    if getattr(module, "has_bias", False):
+        joined = joined + module.gate_up_proj_bias[index]
+    if hasattr(module, "_apply_gate"):
+        return module._apply_gate(joined)
+    gate, up = joined.chunk(2, dim=-1)
+    return module.act_fn(gate) * up

@@ -1,0 +1,148 @@
+"""Run a checkpoint: the whole model at once, or one block at a time over all of a text.
+
+    ids ─▶ embed ─▶ [block 0] ─▶ [block 1] ─▶ … ─▶ norm ─▶ head
+                     states and the other arguments of every block are caught once; then block after block runs
+
+While inputs are caught, blocks stand still: they hand their input on, so that each is seen with its own masks and
+positions. At the end they stand still again and the last one gives the final states, so that the rest can run.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from trueaxis.model.architecture import architecture, submodule
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.progress import hidden_bars
+from trueaxis.types import CheckpointError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a block, its hidden states left out
+
+
+def load_model(checkpoint: Checkpoint) -> Any:
+    """The checkpoint as a transformers model: float32, evaluation mode, from local safetensors, no foreign code.
+
+    Raises:
+        CheckpointError: transformers cannot build it.
+    """
+    found = architecture(checkpoint.config)
+    if found is None:
+        names = checkpoint.config.get("architectures"), checkpoint.config.get("model_type")
+        raise CheckpointError(f"{checkpoint.path}: transformers does not know architectures {names[0]} ({names[1]})")
+    try:
+        with hidden_bars():
+            model = found[1].from_pretrained(
+                checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
+    return model.eval().requires_grad_(False)
+
+
+def forward(model: Any, ids: torch.Tensor) -> Any:
+    """Output of the whole model for ids [sequences, length]; an encoder–decoder reads them on both sides."""
+    arguments: dict[str, Any] = {"input_ids": ids}
+    if getattr(model.config, "is_encoder_decoder", False):
+        arguments["decoder_input_ids"] = ids
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        arguments["use_cache"] = False
+    return model(**arguments)
+
+
+class StoppedError(Exception):
+    """Ends a forward pass of which nothing more is wanted."""
+
+
+class Steps:
+    """A forward pass over many batches, one block at a time.
+
+    Args:
+        model: On the CPU; each block is on `device` while it runs.
+        blocks: Names of the blocks.
+        batches: Token ids [sequences, length].
+        device: Where hidden states stay.
+    """
+
+    def __init__(self, model: Any, blocks: Sequence[str], batches: Sequence[torch.Tensor], device: str) -> None:
+        self._model, self._batches, self._device = model, batches, device
+        self._blocks: list[torch.nn.Module] = [submodule(model, name) for name in blocks]
+        self._states: list[torch.Tensor] = []
+        self._arguments: list[list[Arguments]] = [[] for _ in blocks]
+        self._tuples = False
+        moved: dict[int, Any] = {}
+
+        def catch(index: int, state: torch.Tensor, rest: Arguments) -> torch.Tensor:
+            if index == 0:
+                self._states.append(state.to(device))
+            self._arguments[index].append(_moved(rest, device, moved))
+            if index == len(blocks) - 1:
+                raise StoppedError
+            return state
+
+        with self._standing_still(catch):
+            self._run_all()
+
+    def run(self, index: int) -> None:
+        """Replace the hidden states of every batch by the output of a block."""
+        block = self._blocks[index].to(self._device)
+        for number, (args, kwargs) in enumerate(self._arguments[index]):
+            output = block(self._states[number], *args, **kwargs)
+            self._states[number] = output[0] if isinstance(output, tuple) else output
+        self._arguments[index].clear()
+        block.to("cpu")
+
+    def finish(self) -> None:
+        """Run what comes after the last block, on the CPU; hooks there may raise StoppedError."""
+        waiting = iter(self._states)
+
+        def give(index: int, state: torch.Tensor, rest: Arguments) -> torch.Tensor:
+            del rest
+            return next(waiting).cpu() if index == len(self._blocks) - 1 else state
+
+        with self._standing_still(give):
+            self._run_all()
+
+    def _run_all(self) -> None:
+        for ids in self._batches:
+            try:
+                forward(self._model, ids)
+            except StoppedError:
+                continue
+
+    @contextmanager
+    def _standing_still(self, act: Callable[[int, torch.Tensor, Arguments], torch.Tensor]) -> Iterator[None]:
+        """While the context lasts, a block does nothing but call `act` and return what that returns."""
+        for index, block in enumerate(self._blocks):
+
+            def stand_in(*args: Any, index: int = index, real: Any = block.forward, **kwargs: Any) -> Any:
+                state, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+                if index == 0 and not self._states:  # older releases of transformers return tuples from some blocks
+                    self._tuples = isinstance(real(state, *rest, **kwargs), tuple)
+                given = act(index, state, (rest, kwargs))
+                return (given,) if self._tuples else given
+
+            block.forward = stand_in
+        try:
+            yield
+        finally:
+            for block in self._blocks:
+                del block.forward
+
+
+def _moved(value: Any, device: str, done: dict[int, Any]) -> Any:
+    """The same nest of tuples, lists and dicts with its tensors on a device; a tensor moves once."""
+    if isinstance(value, torch.Tensor):
+        if id(value) not in done:
+            done[id(value)] = (value.to(device), value)  # kept alive: its id must not be given to another
+        return done[id(value)][0]
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(item, device, done) for item in value)
+    if isinstance(value, dict):
+        return {key: _moved(item, device, done) for key, item in value.items()}
+    return value
