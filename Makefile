@@ -1,27 +1,30 @@
-# Two commands: `make test` makes the environment and passes the tests; `make lint` runs the linters.
+# `make demo` and `make test` make the environment first; `make lint` runs the linters.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint format bench clean
+.PHONY: demo test lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
+demo: $(VENV)/.installed
+	$(BIN)/trueaxis demo
+
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests tools benchmarks
+	$(BIN)/ruff format --check src tests tools benchmarks
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror cpp/*.cpp cpp/*.hpp
 
 format: $(VENV)/.installed
-	$(BIN)/ruff check --fix src tests benchmarks
-	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests tools benchmarks
+	$(BIN)/ruff format src tests tools benchmarks
 	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
 
 clean:

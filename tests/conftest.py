@@ -56,3 +56,11 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ids = np.random.default_rng(7).integers(0, VOCABULARY, (32, 64))
     np.save(path, ids.astype(np.uint16))
     return path
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The model that comes with the package: Llama, d 192, 4 layers, 6/2 heads, FFN 512, vocabulary 2048, tied."""
+    from trueaxis.demo.run import MODEL
+
+    return MODEL

@@ -91,9 +91,19 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
+    _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_demo(commands: Any) -> None:
+    text = "compress the model that comes with trueaxis at several rates, beside two baselines"
+    command = commands.add_parser("demo", help=text, description=text)
+    command.add_argument("--bits", type=float, nargs="+", default=[6, 5, 4, 3], metavar="B", help="rates to show")
+    command.add_argument("--sequences", type=int, default=32, metavar="N", help="evaluation sequences of 512 tokens")
+    command.add_argument("--calibration", nargs="+", default=[], metavar="FILE", help="as for compress")
+    command.set_defaults(run=_demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,6 +179,17 @@ def _unpack(options: argparse.Namespace) -> Result:
 
     path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite)
     return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
+
+
+def _demo(options: argparse.Namespace) -> Result:
+    from trueaxis.demo.run import demonstrate
+    from trueaxis.demo.table import render
+
+    with _progress_bar() as progress:
+        found = demonstrate(
+            options.bits, sequences=options.sequences, calibration=options.calibration, progress=progress
+        )
+    return asdict(found), "" if options.json else render(found, terminal=sys.stdout.isatty())
 
 
 class _progress_bar:  # noqa: N801 - reads as a function at its one use

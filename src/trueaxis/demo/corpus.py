@@ -21,15 +21,24 @@ from trueaxis.types import TrueaxisError
 
 Split = Literal["training", "calibration", "evaluation"]
 
-# Packages of their own in Linux distributions, data written as Python, and what others installed.
+# Packages of their own in Linux distributions, data written as Python, and what others installed; what one platform
+# has; what Python 3.11 has and 3.13 no longer.
 # fmt: off
 LEFT_OUT = frozenset({
     "__phello__", "dist-packages", "distutils", "encodings", "ensurepip", "idlelib", "lib2to3", "macholib",
-    "pydoc_data", "site-packages", "test", "tests", "tkinter", "turtledemo",
+    "pydoc_data", "site-packages", "test", "tests", "tkinter", "turtle", "turtledemo", "venv",
+    "_aix_support", "_android_support", "_apple_support", "_ios_support", "_osx_support", "msilib",
+    "_bootsubprocess", "aifc", "asynchat", "asyncore", "cgi", "cgitb", "chunk", "crypt", "imghdr", "imp", "mailcap",
+    "nntplib", "pipes", "smtpd", "sndhdr", "sunau", "telnetlib", "uu", "xdrlib",
 })
 # fmt: on
 LEFT_OUT_PREFIXES = ("config-", "_sysconfigdata", "_distutils", "sitecustomize", "usercustomize")
-_SHARES = (("evaluation", 8), ("calibration", 16), ("training", 100))  # up to which percent of the hash
+TWINS = {"genericpath": "posixpath", "ntpath": "posixpath"}  # three files that share paragraphs
+_SHARES: tuple[tuple[Split, int], ...] = (
+    ("evaluation", 8),
+    ("calibration", 16),
+    ("training", 100),
+)  # up to which percent
 
 
 def split_of(module: str) -> Split:
@@ -44,6 +53,7 @@ def split_of(module: str) -> Split:
     """
     name = PurePosixPath(module).parts[0].removesuffix(".py")
     name = name.removeprefix("_py").lstrip("_") or name
+    name = TWINS.get(name, name)
     percent = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") % 100
     return next(split for split, end in _SHARES if percent < end)
 
@@ -62,7 +72,7 @@ def modules(split: Split, library: Path | None = None) -> list[Path]:
     found = []
     for file in root.rglob("*.py"):
         path = file.relative_to(root)
-        if LEFT_OUT.isdisjoint(path.parts) and not path.parts[0].startswith(LEFT_OUT_PREFIXES):
+        if LEFT_OUT.isdisjoint(path.with_suffix("").parts) and not path.parts[0].startswith(LEFT_OUT_PREFIXES):
             found.append(path.as_posix())
     chosen = [root / path for path in sorted(found) if split_of(path) == split]
     if not chosen:
