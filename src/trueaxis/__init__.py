@@ -8,8 +8,10 @@ Example:
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from trueaxis.recipe import Recipe
@@ -17,6 +19,7 @@ from trueaxis.types import (
     CalibrationError,
     CheckpointError,
     CompressionReport,
+    Evaluation,
     FormatError,
     TensorReport,
     TrueaxisError,
@@ -24,6 +27,7 @@ from trueaxis.types import (
 
 if TYPE_CHECKING:
     from trueaxis.compress import compress
+    from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
     from trueaxis.runtime.load import load, unpack, verify
 
@@ -32,11 +36,13 @@ __all__ = [
     "CalibrationError",
     "CheckpointError",
     "CompressionReport",
+    "Evaluation",
     "FormatError",
     "Recipe",
     "TensorReport",
     "TrueaxisError",
     "compress",
+    "evaluate",
     "inspect",
     "load",
     "unpack",
@@ -45,6 +51,7 @@ __all__ = [
 
 _HOMES = {
     "compress": "trueaxis.compress",
+    "evaluate": "trueaxis.evaluation",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
     "unpack": "trueaxis.runtime.load",
@@ -59,3 +66,12 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keeps `trueaxis.compress` the function when the module of that name is imported."""
+        super().__setattr__(name, getattr(value, name) if name in _HOMES and isinstance(value, ModuleType) else value)
+
+
+sys.modules[__name__].__class__ = _Package

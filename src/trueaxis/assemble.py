@@ -23,6 +23,7 @@ from trueaxis.recipe import Rans
 from trueaxis.types import Array, Quantized, Weight
 
 SHARD_BYTES = 5 * 10**9
+WIDEST_FIRST = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +96,7 @@ def assemble(
     entries += [*exact, *alias_entries(checkpoint)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
     model_records += [Record(RecordType.STREAM, payload) for payload in streams]
-    config = {**checkpoint.config, "quantization_config": {"quant_method": "trueaxis", "version": 0}}
+    config = {**_config_with_dtype(checkpoint), "quantization_config": {"quant_method": "trueaxis", "version": 0}}
     header = {**header, "config": config_hash(config), "parameters": checkpoint.parameters}
     header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
     header["copied"] = [file.name for file in checkpoint.files_to_copy()]
@@ -106,6 +107,15 @@ def assemble(
     account = _account(matrices, entries, model_records, groups, tables)
     total = weights_bytes + max(0, growth)
     return Assembled(files, account, total, total - round(sum(account.values())))
+
+
+def _config_with_dtype(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration, with the dtype that transformers would else guess from weights that are bytes now."""
+    config = dict(checkpoint.config)
+    if not config.get("dtype", config.get("torch_dtype")):
+        stored = {entry.dtype for entry in checkpoint.entries.values()}
+        config["dtype"] = next((name for kind, name in WIDEST_FIRST.items() if kind in stored), "float32")
+    return config
 
 
 def _shared_groups(matrices: Sequence[tuple[Weight, Quantized]], stage: Rans) -> list[list[tuple[Weight, Quantized]]]:

@@ -91,10 +91,25 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
+    _add_eval(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_eval(commands: Any) -> None:
+    text = "perplexity on text, and KL(reference || model) per token"
+    command = commands.add_parser("eval", help=text, description=text)
+    command.add_argument("directory", metavar="DIR", help="compressed directory or original checkpoint")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", default=[], metavar="FILE", help="text, read with DIR's tokenizer")
+    source.add_argument("--tokens", metavar="FILE.npy", help="token ids, integers [sequences, length]")
+    command.add_argument("--reference", metavar="DIR", help="model to compare with, usually the original")
+    command.add_argument("--statistics", metavar="FILE", help="of the calibration: finds reused text more surely")
+    command.add_argument("--allow-overlap", action="store_true", help="evaluate on calibration text, and say so")
+    command.add_argument("--device", default="cpu", metavar="D", help="torch device (default cpu)")
+    command.set_defaults(run=_eval)
 
 
 def _add_demo(commands: Any) -> None:
@@ -179,6 +194,30 @@ def _unpack(options: argparse.Namespace) -> Result:
 
     path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite)
     return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
+
+
+def _eval(options: argparse.Namespace) -> Result:
+    from trueaxis.evaluation import evaluate
+
+    with _progress_bar() as progress:
+        found = evaluate(
+            options.directory, text=options.text, tokens=options.tokens, reference=options.reference,
+            statistics=options.statistics, allow_overlap=options.allow_overlap, device=options.device,
+            progress=progress,
+        )  # fmt: skip
+    lines = [
+        f"{options.directory}: perplexity {found.perplexity:.4f}, {found.nats_per_token:.5f} nats per token, "
+        f"{found.tokens:,} tokens"
+    ]
+    if found.kl_nats is not None:
+        interval = (
+            f", 95 % interval {found.kl_interval[0]:.5f} to {found.kl_interval[1]:.5f}" if found.kl_interval else ""
+        )
+        lines.append(f"KL from {options.reference}: {found.kl_nats:.5f} nats per token{interval}")
+        lines.append(f"same likeliest token: {found.top1_agreement:.2%}")
+    if found.overlap is not None:
+        lines.append(f"estimated overlap with the calibration text: {found.overlap:.1%}")
+    return asdict(found), "\n".join(lines)
 
 
 def _demo(options: argparse.Namespace) -> Result:

@@ -365,6 +365,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def is_compressed(path: str | Path) -> bool:
+    """Whether a directory says that trueaxis wrote it; damaged and foreign ones do not."""
+    try:
+        read_config(Path(path))
+    except FormatError:
+        return False
+    return True
+
+
 def _parse_header(payload: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
     """The JSON header and the shard hashes in front of it."""
     count = struct.unpack_from("<I", payload)[0] if len(payload) >= 4 else 0

@@ -195,3 +195,26 @@ class CompressionReport:
     recipe: dict[str, Any]
     recipe_hash: str
     tensors: tuple[TensorReport, ...] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model predicts a text, and how far it is from a reference.
+
+    Attributes:
+        perplexity: exp(nats_per_token).
+        nats_per_token: Mean of −ln probability of the next token.
+        kl_nats: Mean KL(reference ‖ model) per token; None without a reference, like the next two.
+        kl_interval: 95 % interval of kl_nats over the choice of sequences; None also for a single sequence.
+        top1_agreement: Share of tokens after which both models find the same next token likeliest.
+        tokens: Number of tokens predicted: all but the first of each sequence.
+        overlap: Estimated share of the text that was calibrated on; None where there is nothing to compare with.
+    """
+
+    perplexity: float
+    nats_per_token: float
+    kl_nats: float | None
+    kl_interval: tuple[float, float] | None
+    top1_agreement: float | None
+    tokens: int
+    overlap: float | None

@@ -23,6 +23,7 @@ from trueaxis.metric.sketch import keep_smallest, shingle_hashes
 from trueaxis.metric.statistics import Chunk, Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import HEAD_SPACE, Route, route, trace
+from trueaxis.progress import hidden_bars
 from trueaxis.types import Array, CalibrationError, CheckpointError
 
 Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what was done)
@@ -205,39 +206,40 @@ def load_model(checkpoint: Checkpoint) -> Any:
         CheckpointError: transformers cannot build it.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        with hidden_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+                trust_remote_code=False,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
-    finally:
-        if shown:
-            logging.enable_progress_bar()
     return model.eval().requires_grad_(False)
 
 
-def split_sequences(tokens: Array) -> Iterator[torch.Tensor]:
-    """Yield int64 [sequences, length] pieces of at most 4,096 tokens, or one sequence where that is longer."""
-    count = max(1, CHUNK_TOKENS // tokens.shape[1])
+def split_sequences(tokens: Array, limit: int = CHUNK_TOKENS) -> Iterator[torch.Tensor]:
+    """Yield int64 [sequences, length] pieces of at most `limit` tokens, or one sequence where that is longer."""
+    count = max(1, limit // tokens.shape[1])
     for start in range(0, tokens.shape[0], count):
         yield torch.from_numpy(tokens[start : start + count].astype(np.int64))
 
 
 def check_tokens(checkpoint: Checkpoint, tokens: Array) -> None:
     """Raise CalibrationError unless tokens are integers [sequences, length] of the model's vocabulary."""
+    check_ids(tokens, _vocabulary(checkpoint), checkpoint.path)
+
+
+def check_ids(tokens: Array, vocabulary: int, model: str | Path) -> None:
+    """Raise CalibrationError unless tokens are integers [sequences, length] from 0 to vocabulary − 1."""
     if not np.issubdtype(tokens.dtype, np.integer):
         raise CalibrationError(f"token ids: expected integers, found {tokens.dtype}; give ids, not embeddings or text")
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise CalibrationError(f"token ids: expected shape [sequences, length], found {list(tokens.shape)}")
-    vocabulary, smallest, largest = _vocabulary(checkpoint), int(tokens.min()), int(tokens.max())
+    smallest, largest = int(tokens.min()), int(tokens.max())
     if smallest < 0 or largest >= vocabulary:
         raise CalibrationError(
-            f"token ids: found {smallest if smallest < 0 else largest}, but the vocabulary of {checkpoint.path} has "
+            f"token ids: found {smallest if smallest < 0 else largest}, but the vocabulary of {model} has "
             f"{vocabulary} tokens; use its own tokenizer"
         )
 

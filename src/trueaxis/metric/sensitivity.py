@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trueaxis.likelihood import kl_nats
 from trueaxis.metric.calibrate import Progress, check_tokens, load_model, split_sequences
 from trueaxis.metric.metric import (
     damped_cholesky,
@@ -33,7 +34,6 @@ from trueaxis.types import Array, CalibrationError, Metric, Weight
 NOISE_SHARE = 0.01
 TOKEN_LIMIT = 2048
 RELATIVE_FLOOR = 1e-6
-_KL_ROWS = 256
 
 
 def measure_sensitivities(
@@ -131,7 +131,8 @@ def _rise(model: Any, parameter: torch.Tensor, error: Array, sample: Array, refe
     for sign in (1, -1):
         with _disturbed(parameter, sign * torch.from_numpy(error).to(parameter.device)):
             for ids, expected in zip(split_sequences(sample), reference, strict=True):
-                total += _kl_sum_nats(expected, model(ids.to(parameter.device), use_cache=False).logits)
+                found = model(ids.to(parameter.device), use_cache=False).logits
+                total += float(kl_nats(expected, found, torch.float64).sum())
     return total / (2 * sample.size)
 
 
@@ -144,18 +145,6 @@ def _disturbed(parameter: torch.Tensor, error: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         parameter.copy_(original)
-
-
-def _kl_sum_nats(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Σ over tokens of KL(softmax(expected) ‖ softmax(found)), float64, a few tokens at a time."""
-    total = 0.0
-    width = expected.shape[-1]
-    for p_logits, q_logits in zip(
-        expected.reshape(-1, width).split(_KL_ROWS), found.reshape(-1, width).split(_KL_ROWS), strict=True
-    ):
-        log_p, log_q = p_logits.double().log_softmax(-1), q_logits.double().log_softmax(-1)
-        total += float((log_p.exp() * (log_p - log_q)).sum())
-    return total
 
 
 def _floored(rises: Mapping[str, float]) -> dict[str, float]:

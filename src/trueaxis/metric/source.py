@@ -39,7 +39,7 @@ def obtain_statistics(
     if not calibration:
         wanted = f"{file} does not exist; " if file is not None else ""
         raise CalibrationError(f"{wanted}give calibration text or token ids (--calibration FILE) or --statistics FILE")
-    parts = read_tokens(checkpoint, calibration)
+    parts = read_tokens(checkpoint.path, calibration)
     measured = None
     for number, tokens in enumerate(parts):
         one = calibrate(
@@ -58,10 +58,15 @@ def obtain_statistics(
     return measured
 
 
-def read_tokens(checkpoint: Checkpoint, files: Sequence[str | Path]) -> list[Array]:
-    """Token arrays [sequences, length]: one per .npy file, one for all text files together."""
+def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Array]:
+    """Token arrays [sequences, length]: one per .npy file, one for all text files together.
+
+    Args:
+        directory: Of the model whose tokenizer reads the text.
+        files: Token ids (.npy) or text.
+    """
     arrays = [np.asarray(load_tokens(file), np.int64) for file in files if str(file).endswith(".npy")]
     texts = [file for file in files if not str(file).endswith(".npy")]
     if texts:
-        arrays.append(tokenize(checkpoint.path, texts, TEXT_LENGTH))
+        arrays.append(tokenize(directory, texts, TEXT_LENGTH))
     return arrays

@@ -86,6 +86,10 @@ class Decoder:
             value = torch.from_numpy(self._matrix(info, record)).to(own if dtype is None else dtype)
         return value if dtype is None else value.to(dtype)
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Dtype of a tensor in the original checkpoint."""
+        return _torch_dtype(self.container.tensors[name])
+
     def residual(self, name: str) -> ResidualHeader | None:
         """Parsed side information of a quantized tensor; None for one that is stored exactly or tied."""
         info = self.container.tensors[name]

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trueaxis.progress import hidden_bars
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.plain import write_plain
 from trueaxis.staging import staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("float32", "float16", "bfloat16")
-UNPACK_SHARD = "5GB"
+SHARD_BYTES = 5 * 10**9
+GENERATION = "generation_config.json"
 
 
 def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -24,10 +27,10 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
 
     Args:
         path: Directory written by `trueaxis.compress`.
-        dtype: Of the weights; by default each tensor has that of the original checkpoint.
+        dtype: Of the weights; by default what config.json says, as transformers does it.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode, with its generation settings; `trueaxis.hf` gives the same one.
 
     Raises:
         FormatError: The file is damaged; the message names the tensor.
@@ -35,22 +38,16 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
-    import transformers
-
     decoder = Decoder(path)
-    state = dict(decoder.tensors(dtype))
     config, cls = _architecture(decoder, Path(path))
-    stored = {value.dtype for value in state.values()}
-    model = cls.from_pretrained(None, config=config, state_dict=state, dtype=dtype or _widest(stored))
-    if isinstance(model, transformers.PreTrainedModel):
-        model.eval()
-    return model
-
-
-def _widest(stored: set[torch.dtype]) -> torch.dtype:
-    import torch
-
-    return max(stored, key=lambda kind: torch.finfo(kind).bits) if stored else torch.float32
+    wanted = dtype or config.dtype
+    state = dict(decoder.tensors(wanted))
+    with hidden_bars():
+        model = cls.from_pretrained(None, config=config, state_dict=state, dtype=wanted)
+    model.config.name_or_path = str(path)
+    if model.can_generate() and (Path(path) / GENERATION).is_file():
+        model.generation_config = type(model.generation_config).from_pretrained(path)
+    return model.eval()
 
 
 def _architecture(decoder: Decoder, path: Path) -> tuple[Any, Any]:
@@ -107,21 +104,13 @@ def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overw
         TrueaxisError: `out` is not empty, or the dtype is unknown.
     """
     import torch
-    from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
 
     if dtype is not None and dtype not in DTYPES:
         raise TrueaxisError(f"dtype {dtype!r} is not one of: {', '.join(DTYPES)}")
     decoder = Decoder(path)
     wanted = getattr(torch, dtype) if dtype else None
     with staged_directory(Path(out), overwrite) as staging:
-        state = {name: decoder.tensor(name, wanted) for name in decoder.names()}
-        split = split_torch_state_dict_into_shards(state, max_shard_size=UNPACK_SHARD)
-        for file, names in split.filename_to_tensors.items():
-            save_file({name: state[name].contiguous() for name in names}, staging / file, metadata={"format": "pt"})
-        if split.is_sharded:
-            index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-            (staging / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        write_plain(decoder, staging, wanted, SHARD_BYTES)
         config = original_config(decoder.container.config)
         if dtype:
             config["dtype"] = dtype

@@ -1,0 +1,211 @@
+"""Evaluate: how well a model predicts text, and how far a compressed one is from its original.
+
+    text ─▶ tokens ─▶ was it calibrated on? ─▶ logits of model and reference ─▶ sums per sequence ─▶ Evaluation
+
+Both models run in float32 on the weights their directories hold. KL is paired: both read the same tokens, and the
+interval is that of the mean over sequences drawn again with replacement.
+
+References: Efron & Tibshirani 1993, An Introduction to the Bootstrap (percentile intervals).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trueaxis.container import Container, is_compressed
+from trueaxis.likelihood import kl_nats, same_choice, target_nats
+from trueaxis.metric.calibrate import check_ids, load_model, load_tokens, split_sequences
+from trueaxis.metric.sketch import overlap, sketch
+from trueaxis.metric.source import read_tokens
+from trueaxis.metric.statistics import load_statistics
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.progress import Progress, silent
+from trueaxis.runtime.load import load
+from trueaxis.types import Array, CalibrationError, Evaluation, FormatError, TrueaxisError
+
+SKETCH_LIMIT = 0.05
+STATISTICS_LIMIT = 0.01
+BATCH_LOGITS = 1 << 25
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class SequenceScores:
+    """Sums over the predicted tokens of each sequence, float64 [sequences]; `predicted` tokens in each.
+
+    `kl_nats` and `agreed` are None without a reference.
+    """
+
+    predicted: int
+    nats: Array
+    kl_nats: Array | None
+    agreed: Array | None
+
+
+def evaluate(
+    path: str | Path,
+    *,
+    text: Sequence[str | Path] = (),
+    tokens: str | Path | Array | None = None,
+    reference: str | Path | None = None,
+    statistics: str | Path | None = None,
+    allow_overlap: bool = False,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> Evaluation:
+    """Measures perplexity on text, and KL(reference ‖ model) per token.
+
+    Args:
+        path: Compressed directory or original checkpoint of a causal language model.
+        text: Text files, read with the model's own tokenizer; or
+        tokens: token ids, integers [sequences, length], or an .npy file of them. Exactly one of the two.
+        reference: Directory of the model to compare with, usually the original.
+        statistics: Statistics file of the calibration, which knows more of its text than the compressed file.
+        allow_overlap: Evaluate on text that was calibrated on; the result says how much.
+        device: Torch device that runs the models.
+        progress: Told after every batch.
+
+    Returns:
+        An Evaluation.
+
+    Raises:
+        CalibrationError: The tokens do not fit the model, or more than 5 % of them (1 % by `statistics`) were
+            calibrated on.
+        FormatError, CheckpointError: A directory cannot be loaded.
+
+    Example:
+        >>> trueaxis.evaluate("llama-3bit", text=["test.txt"], reference="llama").kl_nats   # doctest: +SKIP
+        0.0312
+    """
+    ids = _read_ids(path, text, tokens)
+    share = _check_overlap(path, ids, statistics, allow_overlap)
+    model = _load(path, device)
+    other = None if reference is None else _load(reference, device)
+    check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
+    return summarize(score_sequences(model, other, ids, progress), share)
+
+
+def score_sequences(model: Any, reference: Any | None, tokens: Array, progress: Progress = silent) -> SequenceScores:
+    """Run one or two models over tokens.
+
+    Args:
+        model, reference: transformers causal language models on one device, with one vocabulary.
+        tokens: Integers [sequences, length], length at least 2.
+        progress: Told after every batch; a batch holds at most 2²⁵ logits, or one sequence.
+    """
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    nats, divergences, agreed = [], [], []
+    with torch.inference_mode():
+        for ids in split_sequences(tokens, max(1, BATCH_LOGITS // vocabulary)):
+            inputs, targets = ids.to(model.device), ids[:, 1:].to(model.device)
+            logits = model(inputs, use_cache=False).logits[:, :-1]
+            nats += target_nats(logits, targets).sum(-1).tolist()
+            if reference is not None:
+                expected = reference(inputs, use_cache=False).logits[:, :-1]
+                if expected.shape != logits.shape:
+                    raise TrueaxisError(
+                        f"the reference has a vocabulary of {expected.shape[-1]} tokens, the model {logits.shape[-1]}; "
+                        "give the model that was compressed"
+                    )
+                divergences += kl_nats(expected, logits).sum(-1).tolist()
+                agreed += same_choice(expected, logits).sum(-1).tolist()
+            progress("evaluate", len(nats), tokens.shape[0])
+    paired = reference is not None
+    return SequenceScores(
+        tokens.shape[1] - 1,
+        np.array(nats, np.float64),
+        np.array(divergences, np.float64) if paired else None,
+        np.array(agreed, np.float64) if paired else None,
+    )
+
+
+def summarize(scores: SequenceScores, share: float | None = None) -> Evaluation:
+    """Means over tokens; `share` is the estimated overlap with the calibration text."""
+    count = scores.nats.size * scores.predicted
+    nats = float(scores.nats.sum()) / count
+    divergence = interval = agreement = None
+    if scores.kl_nats is not None and scores.agreed is not None:
+        divergence, agreement = float(scores.kl_nats.sum()) / count, float(scores.agreed.sum()) / count
+        interval = interval_of_mean(scores.kl_nats / scores.predicted)
+    # A model that rules out what the text says has an infinite perplexity, which is an answer.
+    perplexity = math.exp(nats) if nats < 709 else math.inf
+    return Evaluation(perplexity, nats, divergence, interval, agreement, count, share)
+
+
+def interval_of_mean(values: Array) -> tuple[float, float] | None:
+    """95 % bootstrap interval of a mean over independent values; None for fewer than two.
+
+    Args:
+        values: float64 [sequences]; for the difference between two models, their differences per sequence.
+
+    Example:
+        >>> interval_of_mean(np.ones(10))
+        (1.0, 1.0)
+    """
+    if values.size < 2:
+        return None
+    generator = np.random.default_rng(0)
+    means = [values[generator.integers(0, values.size, values.size)].mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path | Array | None) -> Array:
+    if bool(text) == (tokens is not None):
+        raise CalibrationError("give what to evaluate on: either text files (--text) or token ids (--tokens), not both")
+    if tokens is None:
+        ids = read_tokens(path, text)[0]
+    else:
+        ids = tokens if isinstance(tokens, np.ndarray) else load_tokens(tokens)
+    if ids.ndim == 2 and ids.shape[1] < 2:
+        raise CalibrationError(f"token ids: sequences of {ids.shape[1]} tokens predict nothing; give at least 2")
+    return ids
+
+
+def _check_overlap(path: str | Path, ids: Array, statistics: str | Path | None, allowed: bool) -> float | None:
+    """Share of the text that was calibrated on, as far as the directory or the statistics tell."""
+    stored = _stored_sketch(path) if is_compressed(path) else None
+    seen, limit = stored, SKETCH_LIMIT
+    if statistics is not None:
+        seen, limit = load_statistics(statistics).shingles, STATISTICS_LIMIT
+        if stored is not None and not np.array_equal(sketch(seen), stored):
+            raise CalibrationError(f"{statistics}: {path} was calibrated on other text than these statistics")
+    if seen is None:
+        return None
+    share = overlap(ids, seen)
+    if share > limit and not allowed:
+        raise CalibrationError(
+            f"{path}: about {share:.1%} of this text was calibrated on, at most {limit:.0%} may be; "
+            "evaluate on other text, or pass --allow-overlap"
+        )
+    return share
+
+
+def _stored_sketch(path: str | Path) -> Array:
+    text = Container(path).header.get("sketch", "")
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), "<u4").astype(np.uint32)
+    except (binascii.Error, TypeError, ValueError) as error:
+        raise FormatError(f"{path}: the sketch of the calibration text is damaged ({error})") from error
+
+
+def _load(path: str | Path, device: str) -> Any:
+    """The model of a directory in float32, on the values that its own dtype holds."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    compressed = is_compressed(path)
+    checkpoint = Container(path) if compressed else Checkpoint.open(path)
+    names = checkpoint.config.get("architectures") or ["none"]
+    if names[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        raise TrueaxisError(f"{path}: {names[0]} is no causal language model, which evaluation needs")
+    model: Any = load(path).float() if compressed else load_model(Checkpoint.open(path))
+    return model.requires_grad_(False).to(device)
