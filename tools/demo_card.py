@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaForCausalLM
 
 ORDER = 5
+FLOOR = 0.1  # of every discount, so that no token is ever impossible
 
 CARD = """\
 ---
@@ -108,7 +109,8 @@ def _discount(grams: np.ndarray, counts: np.ndarray, vocabulary: int) -> _Counts
     once, twice, thrice, four = (max(int((counts == value).sum()), 1) for value in (1, 2, 3, 4))
     y = once / (once + 2 * twice)
     steps = np.array([0.0, 1 - 2 * y * twice / once, 2 - 3 * y * thrice / twice, 3 - 4 * y * four / thrice])
-    discounts = np.clip(steps, 0.0, [0.0, 1.0, 2.0, 3.0])[np.minimum(counts, 3)]
+    floors = [0.0, FLOOR, FLOOR, FLOOR]
+    discounts = np.clip(steps, floors, [0.0, 1.0, 2.0, 3.0])[np.minimum(counts, 3)]
     histories, where = np.unique(grams // vocabulary, return_inverse=True)
     totals, held_back = np.bincount(where, counts), np.bincount(where, discounts)
     return _Counts(grams, counts - discounts, histories, totals, held_back)

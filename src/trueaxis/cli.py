@@ -116,8 +116,7 @@ def _add_demo(commands: Any) -> None:
     text = "compress the model that comes with trueaxis at several rates, beside two baselines"
     command = commands.add_parser("demo", help=text, description=text)
     command.add_argument("--bits", type=float, nargs="+", default=[6, 5, 4, 3], metavar="B", help="rates to show")
-    command.add_argument("--sequences", type=int, default=32, metavar="N", help="evaluation sequences of 512 tokens")
-    command.add_argument("--calibration", nargs="+", default=[], metavar="FILE", help="as for compress")
+    command.add_argument("--sequences", type=int, default=24, metavar="N", help="to evaluate on, of 512 tokens")
     command.set_defaults(run=_demo)
 
 
@@ -225,9 +224,7 @@ def _demo(options: argparse.Namespace) -> Result:
     from trueaxis.demo.table import render
 
     with _progress_bar() as progress:
-        found = demonstrate(
-            options.bits, sequences=options.sequences, calibration=options.calibration, progress=progress
-        )
+        found = demonstrate(options.bits, sequences=options.sequences, progress=progress)
     return asdict(found), "" if options.json else render(found, terminal=sys.stdout.isatty())
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from trueaxis.compress import compress
-from trueaxis.demo.corpus import modules
+from trueaxis.demo.corpus import Split, modules
 from trueaxis.demo.trial import Trial, attempt
 from trueaxis.metric.calibrate import tokenize
 from trueaxis.metric.source import obtain_statistics
@@ -31,7 +31,8 @@ from trueaxis.types import CompressionReport
 MODEL = Path(__file__).parent / "model"
 RATES = (6.0, 5.0, 4.0, 3.0)
 RECIPES = ("default", "rtn", "gptq")
-SEQUENCES, LENGTH = 32, 512
+SEQUENCES, LENGTH = 24, 512
+CALIBRATION_SHARE = 4  # sequences calibrated on for every one evaluated on
 PROMPT = '''def read_lines(path, encoding="utf-8"):
     """Return the lines of a file.
 '''
@@ -90,7 +91,6 @@ def demonstrate(
     rates: Sequence[float] = RATES,
     *,
     sequences: int = SEQUENCES,
-    calibration: Sequence[Path] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> Demonstration:
@@ -98,8 +98,7 @@ def demonstrate(
 
     Args:
         rates: Bits per parameter.
-        sequences: Evaluation sequences of 512 tokens, spread evenly over the evaluation split.
-        calibration: Token ids or text; by default the calibration split.
+        sequences: Evaluation sequences of 512 tokens; four times as many are calibrated on.
         seed: Of the calibration and the sampled text.
         progress: Told of every compression and trial.
 
@@ -119,7 +118,9 @@ def demonstrate(
 
     with tempfile.TemporaryDirectory(prefix="trueaxis-demo-") as name:
         work = Path(name)
-        statistics, statistics_seconds = _measure(work, calibration or modules("calibration"), seed)
+        calibration = _write_tokens(work, "calibration", CALIBRATION_SHARE * sequences)
+        tokens = _write_tokens(work, "evaluation", sequences)
+        statistics, statistics_seconds = _measure(work, calibration, seed)
         step()
         reports = []
         for rate, recipe in keys:
@@ -129,7 +130,6 @@ def demonstrate(
         shown = keys.index((SHOWN_RATE if SHOWN_RATE in rates else max(rates), RECIPES[0]))
         directories = [MODEL, *(_directory(work, *key) for key in keys)]
         prompts = [PROMPT if place in (0, 1 + shown) else "" for place in range(len(directories))]
-        tokens = _write_tokens(work, sequences)
 
         def one(directory: Path, prompt: str) -> Trial:
             result = attempt(directory, MODEL, tokens, prompt, seed)
@@ -154,20 +154,21 @@ def _directory(work: Path, rate: float, recipe: str) -> Path:
     return work / f"{recipe}-{rate:g}"
 
 
-def _measure(work: Path, calibration: Sequence[Path], seed: int) -> tuple[Path, float]:
+def _measure(work: Path, calibration: Path, seed: int) -> tuple[Path, float]:
     """(statistics file that every compression reads, seconds it took)."""
     begun, file = time.perf_counter(), work / "statistics.safetensors"
     checkpoint = Checkpoint.open(MODEL)
-    obtain_statistics(checkpoint, trace(checkpoint), calibration, file, seed, "cpu", silent)
+    obtain_statistics(checkpoint, trace(checkpoint), [calibration], file, seed, "cpu", silent)
     return file, time.perf_counter() - begun
 
 
-def _write_tokens(work: Path, sequences: int) -> Path:
-    """An .npy file of evaluation tokens [sequences, LENGTH], spread evenly over the evaluation split."""
-    tokens = tokenize(MODEL, modules("evaluation"), LENGTH)
+def _write_tokens(work: Path, split: Split, sequences: int) -> Path:
+    """An .npy file of tokens [sequences, LENGTH], spread evenly over a split of the library's text."""
+    tokens = tokenize(MODEL, modules(split), LENGTH)
     chosen = np.linspace(0, len(tokens) - 1, min(sequences, len(tokens))).astype(int)
-    np.save(work / "tokens.npy", tokens[chosen])
-    return work / "tokens.npy"
+    file = work / f"{split}.npy"
+    np.save(file, tokens[chosen])
+    return file
 
 
 def _row(key: tuple[float, str], report: CompressionReport, trial: Trial, original: Trial) -> Row:
