@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format bench clean
+TRANSFORMERS ?= 5.0.0
+
+.PHONY: demo test test-transformers lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
@@ -15,6 +17,11 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
+
+# The tests of loading with another release of transformers: make test-transformers TRANSFORMERS=5.4.0
+test-transformers: $(VENV)/.installed
+	$(BIN)/pip install --quiet --upgrade --target build/transformers-$(TRANSFORMERS) transformers==$(TRANSFORMERS)
+	PYTHONPATH=build/transformers-$(TRANSFORMERS) $(BIN)/python -m pytest tests/runtime
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests tools benchmarks

@@ -35,14 +35,16 @@ float reconstruction(const RoundingModel& model, int cls, float magnitude) {
     return 2.0F * magnitude + model.offsets[cls * 2 + (magnitude >= 2.0F ? 1 : 0)];
 }
 
-// Magnitude for |x| in fine grid units: the two neighbouring points and zero compete on error² + λ·bits.
+// Magnitude for |x| in fine grid units: the two neighbouring points and zero compete on error² + λ·bits. Errors are
+// those to the grid points: thresholds that followed the offsets, which follow the thresholds, would drift toward
+// cells of equal occupation, which is the best quantizer for a coder without entropy coding.
 float choose_magnitude(const RoundingModel& model, int cls, float x) {
     const float below = std::min(std::floor(x * 0.5F), kLargestMagnitude - 1.0F);
     const float candidates[3] = {below, below + 1.0F, 0.0F};
     float best = below;
     float best_cost = INFINITY;
     for (const float magnitude : candidates) {
-        const float error = x - reconstruction(model, cls, magnitude);
+        const float error = x - 2.0F * magnitude;
         float cost = error * error;
         if (model.lambda > 0.0F) cost += model.lambda * code_bits(model, cls, magnitude);
         if (cost < best_cost) {

@@ -7,6 +7,8 @@
 #include <nanobind/stl/vector.h>
 
 #include <array>
+#include <cstdlib>
+#include <new>
 #include <stdexcept>
 
 #include "feedback.hpp"
@@ -39,8 +41,10 @@ template <typename T, size_t D>
 Out<T, D> allocate(std::array<size_t, D> shape) {
     size_t size = 1;
     for (const size_t extent : shape) size *= extent;
-    T* data = new T[size]();
-    nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
+    // calloc: pages that a damaged file claims, but never fills, take no memory.
+    T* data = static_cast<T*>(std::calloc(size > 0 ? size : 1, sizeof(T)));
+    if (data == nullptr) throw std::bad_alloc();
+    nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
     return Out<T, D>(data, D, shape.data(), owner);
 }
 

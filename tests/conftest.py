@@ -64,3 +64,23 @@ def demo_model() -> Path:
     from trueaxis.demo.run import MODEL
 
     return MODEL
+
+
+@pytest.fixture(scope="session")
+def compressed_llama(tiny_llama: Path, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_llama` at 6 bits, calibrated on `tokens`, with its statistics beside it in statistics.safetensors."""
+    import trueaxis
+
+    out = tmp_path_factory.mktemp("compressed") / "tiny"
+    trueaxis.compress(tiny_llama, out, bits=6, calibration=[tokens], statistics=out.parent / "statistics.safetensors")
+    return out
+
+
+@pytest.fixture(scope="session")
+def compressed_tied(tied_llama: Path, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tied_llama` at 6 bits, calibrated on `tokens`."""
+    import trueaxis
+
+    out = tmp_path_factory.mktemp("compressed") / "tied"
+    trueaxis.compress(tied_llama, out, bits=6, calibration=[tokens])
+    return out

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.container import CONFIG, Entry, Record, RecordType, config_hash, pack_shards
+from trueaxis.container import CONFIG, Entry, pack_shards
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, Tables, pack_tables
 from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, segment
+from trueaxis.header import config_hash
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.recipe import Rans
+from trueaxis.record import Record, RecordType
 from trueaxis.types import Array, Quantized, Weight
 
 SHARD_BYTES = 5 * 10**9

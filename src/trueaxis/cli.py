@@ -167,7 +167,7 @@ def _inspect(options: argparse.Namespace) -> Result:
     lines = [
         f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
         f"{found['parameters']:,} parameters, format version {found['format_version']}",
-        "recipe: " + json.dumps(found["recipe"]["stages"]),
+        "recipe: " + json.dumps(found["recipe"].get("stages")),
         f"{'tensor':50} {'shape':>16} {'storage':>10} {'bits/weight':>12} {'gap':>8} {'rel. distortion':>16}",
     ]
     rows = {row["name"]: row for row in (found["report"] or {}).get("tensors", [])}

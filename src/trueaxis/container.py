@@ -1,10 +1,12 @@
-"""Container: records to shards of safetensors and back, every byte of them covered by a checksum or a hash.
+"""Container: records to shards in a directory and back, every byte of them covered by a checksum or a hash.
+
+    entries, facts ─▶ pack_shards ─▶ file name → bytes
+    directory ─▶ Container ─▶ header, TensorInfo per tensor, checked records on demand
 
     shard = safetensors file with one tensor `trueaxis.NNNNN` of bytes = record*
-    record = [type u16 | version u8 | flags u8 | crc32 u32 | length u64] payload        little-endian, 16 bytes of frame
 
-The first record of the first shard is the `model` record: a zlib-compressed JSON header that lists every tensor, its
-extent, and a hash of all the bytes that no checksum covers. The specification is docs/format.md.
+Opening reads the model record only; records are read when they are asked for, so that memory follows the largest
+tensor. The specification is docs/format.md.
 """
 
 from __future__ import annotations
@@ -12,62 +14,21 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from trueaxis.header import HASH_BYTES, config_hash, pack_model_record, parse_model_record, tensor_list
+from trueaxis.record import FRAME, MODEL_TYPES, TENSOR_TYPES, VERSION, Record, pack_record, parse_record, parse_records
 from trueaxis.types import FormatError
 
-VERSION = 0
-FRAME = struct.Struct("<HBBIQ")
-REQUIRED = 1  # flag: a reader that does not know the record must refuse
-HEADER_LIMIT = 1 << 26  # bytes of the JSON header after decompression
-HASH_BYTES = 16
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
-
-
-class RecordType(IntEnum):
-    """Numbers of record types; 1–15 belong to the model, 16 and up to one tensor."""
-
-    MODEL = 1
-    TABLES = 2
-    STREAM = 3
-    TRANSFORM = 16
-    FUNCTION = 17
-    RESIDUAL = 18
-    PLANES = 19
-    ALIAS = 20
-    SLICE = 21
-    BASE = 22
-
-
-KNOWN = {
-    RecordType.MODEL,
-    RecordType.TABLES,
-    RecordType.STREAM,
-    RecordType.RESIDUAL,
-    RecordType.PLANES,
-    RecordType.ALIAS,
-}
-
-
-@dataclass(frozen=True)
-class Record:
-    """A typed, checksummed piece of a file."""
-
-    type: int
-    payload: bytes
-    version: int = VERSION
-    flags: int = REQUIRED
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes in the file, frame included."""
-        return FRAME.size + len(self.payload)
+CONFIG_LIMIT = 1 << 24  # bytes of config.json
+MODEL_RECORD_LIMIT = 1 << 26  # bytes of the model record
+READ_BYTES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -85,91 +46,33 @@ class Entry:
         return sum(record.stored_bytes for record in self.records)
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """What the header says of one tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    shard: int
-    offset: int
-    length: int
-
-
-def pack_record(record: Record) -> bytes:
-    """Frame and payload; the checksum covers both, itself excepted."""
-    frame = FRAME.pack(record.type, record.version, record.flags, 0, len(record.payload))
-    crc = zlib.crc32(record.payload, zlib.crc32(frame))
-    return FRAME.pack(record.type, record.version, record.flags, crc, len(record.payload)) + record.payload
-
-
-def parse_records(data: bytes, where: str) -> Iterator[Record]:
-    """Records of a run of bytes, each checked.
-
-    Raises:
-        FormatError: Truncated, damaged, or an unknown required record.
-    """
-    position = 0
-    while position < len(data):
-        record, position = parse_record(data, position, where)
-        if record.type not in KNOWN or record.version > VERSION:
-            if record.flags & REQUIRED:
-                raise FormatError(
-                    f"{where}: needs record type {record.type} version {record.version}, which this trueaxis cannot "
-                    "read; install a newer version"
-                )
-            continue
-        yield record
-
-
-def parse_record(data: bytes, position: int, where: str) -> tuple[Record, int]:
-    """The record at `position` and the position after it."""
-    if position + FRAME.size > len(data):
-        raise FormatError(f"{where}: truncated inside a record frame")
-    kind, version, flags, crc, length = FRAME.unpack_from(data, position)
-    start = position + FRAME.size
-    if length > len(data) - start:
-        raise FormatError(f"{where}: a record claims {length} bytes, {len(data) - start} are left; the file is damaged")
-    payload = data[start : start + length]
-    if zlib.crc32(payload, zlib.crc32(FRAME.pack(kind, version, flags, 0, length))) != crc:
-        raise FormatError(f"{where}: checksum mismatch; the file is damaged, download it again")
-    return Record(kind, payload, version, flags), start + length
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Hash of a config.json's content, independent of its formatting."""
-    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(canonical.encode(), digest_size=HASH_BYTES).hexdigest()
-
-
 def pack_shards(
-    header: Mapping[str, Any], model_records: list[Record], entries: list[Entry], shard_bytes: int
+    facts: Mapping[str, Any], model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int
 ) -> dict[str, bytes]:
     """All weight files of a compressed model, by file name.
 
     Args:
-        header: JSON-compatible facts of the model; `tensors`, `model_bytes` and `version` are added here.
+        facts: JSON-compatible facts of the model; `tensors`, `model_bytes` and `version` are added here.
         model_records: Tables and shared streams, stored after the `model` record.
         entries: Every tensor, in order; shared streams are read in this order.
         shard_bytes: A new shard starts before this many bytes of records are exceeded.
     """
-    groups = _split(entries, shard_bytes)
     tensors: list[Any] = []
     areas = []
-    for number, group in enumerate(groups):
-        area = b"".join(map(pack_record, model_records)) if number == 0 else b""
+    for number, group in enumerate(_split(entries, shard_bytes)):
+        pieces = [pack_record(record) for record in model_records] if number == 0 else []
+        offset = sum(map(len, pieces))
         for entry in group:
-            data = b"".join(map(pack_record, entry.records))
-            tensors.append([entry.name, list(entry.shape), entry.dtype, number, len(area), len(data)])
-            area += data
-        areas.append(area)
+            pieces += [pack_record(record) for record in entry.records]
+            tensors.append([entry.name, list(entry.shape), entry.dtype, number, offset, entry.stored_bytes])
+            offset += entry.stored_bytes
+        areas.append(b"".join(pieces))
     model_bytes = sum(record.stored_bytes for record in model_records)
-    facts = {**header, "version": VERSION, "model_bytes": model_bytes, "tensors": tensors}
-    first = _model_record(facts, ["0" * 2 * HASH_BYTES] * len(areas))
-    heads = [_safetensors_head(n, len(a) + (len(first) if n == 0 else 0)) for n, a in enumerate(areas)]
-    hashes = [_hash(head, area) for head, area in zip(heads, areas, strict=True)]
-    first = _model_record(facts, hashes)
+    facts = {**facts, "version": VERSION, "model_bytes": model_bytes, "tensors": tensors}
+    reserved = pack_model_record(facts, [bytes(HASH_BYTES)] * len(areas)).stored_bytes
+    heads = [safetensors_head(n, len(area) + (reserved if n == 0 else 0)) for n, area in enumerate(areas)]
+    hashes = [_digest(head, area) for head, area in zip(heads, areas, strict=True)]
+    first = pack_record(pack_model_record(facts, hashes))
     names = shard_names(len(areas))
     files = {
         name: head + (first if number == 0 else b"") + area
@@ -187,13 +90,29 @@ def shard_names(count: int) -> list[str]:
     return [f"model-{number + 1:05d}-of-{count:05d}.safetensors" for number in range(count)]
 
 
-def index_file(names: list[str], total: int) -> bytes:
+def index_file(names: Sequence[str], total: int) -> bytes:
     """model.safetensors.index.json of a sharded model."""
     weight_map = {_tensor_name(number): name for number, name in enumerate(names)}
     return json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, separators=(",", ":")).encode()
 
 
-def _split(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
+def safetensors_head(number: int, length: int) -> bytes:
+    """Length prefix and header of shard `number` (from 0) with `length` bytes of records, padded as the library pads.
+
+    Example:
+        >>> safetensors_head(0, 5)[8:].decode().rstrip()
+        '{"__metadata__":{"format":"pt"},"trueaxis.00001":{"dtype":"U8","shape":[5],"data_offsets":[0,5]}}'
+    """
+    document = {
+        "__metadata__": {"format": "pt"},
+        _tensor_name(number): {"dtype": "U8", "shape": [length], "data_offsets": [0, length]},
+    }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _split(entries: Sequence[Entry], shard_bytes: int) -> list[list[Entry]]:
     groups: list[list[Entry]] = [[]]
     filled = 0
     for entry in entries:
@@ -209,26 +128,71 @@ def _tensor_name(number: int) -> str:
     return f"trueaxis.{number + 1:05d}"
 
 
-def _model_record(facts: Mapping[str, Any], hashes: list[str]) -> bytes:
-    """The model record: count of shards, their raw hashes, compressed JSON; its size does not depend on the hashes."""
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
-    raw = b"".join(map(bytes.fromhex, hashes))
-    return pack_record(Record(RecordType.MODEL, struct.pack("<I", len(hashes)) + raw + zlib.compress(text, 9)))
+def _digest(*pieces: bytes) -> bytes:
+    digest = hashlib.blake2b(digest_size=HASH_BYTES)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.digest()
 
 
-def _safetensors_head(number: int, length: int) -> bytes:
-    """Length prefix and header of a safetensors file with one U8 tensor, padded as the library pads."""
-    document = {
-        "__metadata__": {"format": "pt"},
-        _tensor_name(number): {"dtype": "U8", "shape": [length], "data_offsets": [0, length]},
-    }
-    text = json.dumps(document, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text
+@dataclass(frozen=True)
+class Shard:
+    """One weight file whose safetensors header has been checked; its records are read on demand.
+
+    Attributes:
+        file: The file.
+        head: Its length prefix and header.
+        length: Bytes of records after them.
+    """
+
+    file: Path
+    head: bytes
+    length: int
+
+    @classmethod
+    def open(cls, file: Path, number: int) -> Shard:
+        """Checks the header of shard `number`: the one form that trueaxis writes for a file of this size.
+
+        Raises:
+            FormatError: The file is missing, truncated, or its header is of another form.
+        """
+        if not file.is_file():
+            raise FormatError(f"{file}: shard is missing")
+        size = file.stat().st_size
+        prefix = _read(file, 0, min(8, size))
+        head_bytes = 8 + int.from_bytes(prefix, "little")
+        if len(prefix) < 8 or head_bytes > size:
+            raise FormatError(f"{file}: truncated inside its safetensors header")
+        head = safetensors_head(number, size - head_bytes)
+        if head_bytes != len(head) or _read(file, 0, head_bytes) != head:
+            raise FormatError(
+                f"{file}: its safetensors header is not what trueaxis writes for a file of {size} bytes; the file is "
+                "truncated or damaged, download it again"
+            )
+        return cls(file, head, size - head_bytes)
+
+    def read(self, start: int, length: int) -> bytes:
+        """`length` bytes of records from `start`; both within `self.length`."""
+        return _read(self.file, len(self.head) + start, length)
+
+    def digest(self, start: int) -> bytes:
+        """Hash of the header and of all records from `start` on."""
+        digest = hashlib.blake2b(self.head, digest_size=HASH_BYTES)
+        for position in range(start, self.length, READ_BYTES):
+            digest.update(self.read(position, min(READ_BYTES, self.length - position)))
+        return digest.digest()
 
 
-def _hash(head: bytes, area: bytes) -> str:
-    return hashlib.blake2b(head + area, digest_size=HASH_BYTES).hexdigest()
+def _read(file: Path, position: int, length: int) -> bytes:
+    try:
+        with open(file, "rb") as stream:
+            stream.seek(position)
+            data = stream.read(length)
+    except OSError as error:
+        raise FormatError(f"{file}: cannot be read: {error}") from error
+    if len(data) != length:
+        raise FormatError(f"{file}: became shorter while it was read")
+    return data
 
 
 class Container:
@@ -244,93 +208,49 @@ class Container:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = read_config(self.path)
-        self._heads: list[bytes] = []
-        self._files: list[Path] = []
-        first = self._open_shard(self._first_shard(), 0)
-        record, self._model_end = parse_record(first, 0, f"{self._files[0]}: model header")
-        if record.type != RecordType.MODEL or record.version > VERSION:
-            raise FormatError(f"{self._files[0]}: not a trueaxis model of version {VERSION} or older")
-        self.header, hashes = _parse_header(record.payload, str(self._files[0]))
-        self._hashes = hashes
-        self._areas = [first[self._model_end :]]
-        names = shard_names(len(hashes))
-        if names[0] != self._files[0].name:
-            raise FormatError(f"{self._files[0]}: the header counts {len(hashes)} shards, the file name says otherwise")
-        for number, name in enumerate(names[1:], start=1):
-            self._areas.append(self._open_shard(self.path / name, number))
-        self._check_frame(names)
-        self.tensors = {info.name: info for info in self._tensor_list()}
-
-    def _first_shard(self) -> Path:
-        single = self.path / shard_names(1)[0]
-        if single.is_file():
-            return single
-        found = sorted(self.path.glob("model-00001-of-*.safetensors"))
-        if len(found) != 1:
-            raise FormatError(f"{self.path}: no model.safetensors; is this a directory written by trueaxis?")
-        return found[0]
-
-    def _open_shard(self, file: Path, number: int) -> bytes:
-        from safetensors import SafetensorError, safe_open
-
-        if not file.is_file():
-            raise FormatError(f"{file}: shard is missing")
-        try:
-            with safe_open(str(file), framework="numpy") as shard:
-                if list(shard.keys()) != [_tensor_name(number)]:
-                    raise FormatError(f"{file}: header lists {list(shard.keys())[:3]}, expected {_tensor_name(number)}")
-                data = shard.get_tensor(_tensor_name(number)).tobytes()
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise FormatError(f"{file}: not a complete safetensors file (header): {error}") from error
-        head = _safetensors_head(number, len(data))
-        with open(file, "rb") as stream:
-            if stream.read(len(head)) != head or file.stat().st_size != len(head) + len(data):
-                raise FormatError(
-                    f"{file}: safetensors header differs from the one trueaxis writes; the file is damaged"
-                )
-        self._heads.append(head)
-        self._files.append(file)
-        return data
-
-    def _check_frame(self, names: list[str]) -> None:
-        if config_hash(self.config) != self.header.get("config"):
+        first = Shard.open(_first_shard(self.path), 0)
+        where = f"{first.file}: model header"
+        record = _read_model_record(first, where)
+        self.header, self._hashes = parse_model_record(record, where)
+        names = shard_names(len(self._hashes))
+        if names[0] != first.file.name:
+            raise FormatError(f"{where}: counts {len(names)} shards, the file's name says otherwise")
+        rest = [Shard.open(self.path / name, number) for number, name in enumerate(names[1:], start=1)]
+        self._shards = [first, *rest]
+        self._starts = [record.stored_bytes] + [0] * len(rest)
+        if config_hash(self.config) != self.header["config"]:
             raise FormatError(
                 f"{self.path / CONFIG}: content differs from what was compressed; restore the original file"
             )
-        if len(names) > 1:
-            index = self.path / INDEX
-            total = sum(map(len, self._areas)) + self._model_end
-            if not index.is_file() or index.read_bytes() != index_file(names, total):
-                raise FormatError(f"{index}: missing or damaged")
+        if rest:
+            _check_index(self.path / INDEX, index_file(names, sum(shard.length for shard in self._shards)))
+        areas = [shard.length - start for shard, start in zip(self._shards, self._starts, strict=True)]
+        self.tensors = tensor_list(self.header, areas, where)
 
-    def _tensor_list(self) -> list[TensorInfo]:
-        infos = []
-        try:
-            for name, shape, dtype, shard, offset, length in self.header["tensors"]:
-                info = TensorInfo(
-                    str(name), tuple(int(s) for s in shape), str(dtype), int(shard), int(offset), int(length)
-                )
-                if min((*info.shape, info.shard, info.offset, info.length), default=0) < 0:
-                    raise ValueError(f"{name}: a negative number")
-                if info.offset + info.length > len(self._areas[info.shard]):
-                    raise ValueError(f"{name}: extent lies outside its shard")
-                infos.append(info)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise FormatError(f"{self._files[0]}: model header: bad tensor list: {error}") from error
-        return infos
+    @cached_property
+    def files(self) -> list[Path]:
+        """The weight files and, where there are several, their index: what the rate counts."""
+        shards = [shard.file for shard in self._shards]
+        return [*shards, self.path / INDEX] if len(shards) > 1 else shards
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes that the rate counts: `files` and the growth of config.json."""
+        growth = (self.path / CONFIG).stat().st_size - self.header["config_bytes"]
+        return sum(file.stat().st_size for file in self.files) + max(0, growth)
 
     def records(self, name: str) -> list[Record]:
         """The checked records of one tensor."""
         info = self.tensors[name]
-        area = self._areas[info.shard][info.offset : info.offset + info.length]
-        return list(parse_records(area, f"{self._files[info.shard]}: {name}"))
+        shard = self._shards[info.shard]
+        area = shard.read(self._starts[info.shard] + info.offset, info.length)
+        return list(parse_records(area, TENSOR_TYPES, f"{shard.file}: {name}"))
 
     def model_records(self) -> list[Record]:
         """Tables and shared streams."""
-        length = self.header.get("model_bytes")
-        if not isinstance(length, int) or not 0 <= length <= len(self._areas[0]):
-            raise FormatError(f"{self._files[0]}: model header: bad extent of the model records")
-        return list(parse_records(self._areas[0][:length], f"{self._files[0]}: model records"))
+        shard = self._shards[0]
+        area = shard.read(self._starts[0], self.header["model_bytes"])
+        return list(parse_records(area, MODEL_TYPES, f"{shard.file}: model records"))
 
     def check_hashes(self) -> None:
         """Compares every shard's header and record area with the hashes of the model record.
@@ -338,9 +258,9 @@ class Container:
         Raises:
             FormatError: Names the shard.
         """
-        for file, head, area, expected in zip(self._files, self._heads, self._areas, self._hashes, strict=True):
-            if _hash(head, area) != expected:
-                raise FormatError(f"{file}: hash of header and records differs; the file is damaged")
+        for shard, start, expected in zip(self._shards, self._starts, self._hashes, strict=True):
+            if shard.digest(start) != expected:
+                raise FormatError(f"{shard.file}: hash of header and records differs; the file is damaged")
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -351,6 +271,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
+        if file.stat().st_size > CONFIG_LIMIT:
+            raise FormatError(f"{file}: larger than {CONFIG_LIMIT} bytes")
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FormatError(f"{file}: missing; is this a directory written by trueaxis?") from None
@@ -358,10 +280,9 @@ def read_config(path: Path) -> dict[str, Any]:
         raise FormatError(f"{file}: not readable JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("quantization_config"), dict):
         raise FormatError(f"{file}: no quantization_config; this checkpoint is not compressed by trueaxis")
-    if config["quantization_config"].get("quant_method") != "trueaxis":
-        raise FormatError(
-            f"{file}: quant_method is {config['quantization_config'].get('quant_method')!r}, not 'trueaxis'"
-        )
+    method = config["quantization_config"].get("quant_method")
+    if method != "trueaxis":
+        raise FormatError(f"{file}: quant_method is {str(method)[:80]!r}, not 'trueaxis'")
     return config
 
 
@@ -374,25 +295,25 @@ def is_compressed(path: str | Path) -> bool:
     return True
 
 
-def _parse_header(payload: bytes, where: str) -> tuple[dict[str, Any], list[str]]:
-    """The JSON header and the shard hashes in front of it."""
-    count = struct.unpack_from("<I", payload)[0] if len(payload) >= 4 else 0
-    start = 4 + count * HASH_BYTES
-    if count < 1 or start >= len(payload):
-        raise FormatError(f"{where}: model header claims {count} shards; the file is damaged")
-    hashes = [payload[4 + i * HASH_BYTES : 4 + (i + 1) * HASH_BYTES].hex() for i in range(count)]
-    return _inflate(payload[start:], where), hashes
+def _first_shard(path: Path) -> Path:
+    single = path / shard_names(1)[0]
+    if single.is_file():
+        return single
+    found = sorted(path.glob("model-00001-of-*.safetensors"))
+    if len(found) != 1:
+        raise FormatError(f"{path}: no model.safetensors; is this a directory written by trueaxis?")
+    return found[0]
 
 
-def _inflate(data: bytes, where: str) -> dict[str, Any]:
-    inflater = zlib.decompressobj()
-    try:
-        text = inflater.decompress(data, HEADER_LIMIT)
-        if not inflater.eof or inflater.unused_data:
-            raise ValueError("truncated, or larger than 64 MiB")
-        document = json.loads(text)
-    except (zlib.error, ValueError, RecursionError) as error:
-        raise FormatError(f"{where}: model header: {error}; the file is damaged") from error
-    if not isinstance(document, dict):
-        raise FormatError(f"{where}: model header is not a JSON object; the file is damaged")
-    return document
+def _read_model_record(shard: Shard, where: str) -> Record:
+    """The first record, read by its own length: what follows it may be large."""
+    frame = shard.read(0, min(FRAME.size, shard.length))
+    claimed = FRAME.unpack(frame)[-1] if len(frame) == FRAME.size else 0
+    if claimed > MODEL_RECORD_LIMIT:
+        raise FormatError(f"{where}: claims {claimed} bytes, at most {MODEL_RECORD_LIMIT} are allowed")
+    return parse_record(shard.read(0, min(FRAME.size + claimed, shard.length)), 0, where)[0]
+
+
+def _check_index(file: Path, expected: bytes) -> None:
+    if not file.is_file() or file.stat().st_size != len(expected) or file.read_bytes() != expected:
+        raise FormatError(f"{file}: missing or damaged")

@@ -23,9 +23,9 @@ import torch
 
 from trueaxis.container import Container, is_compressed
 from trueaxis.likelihood import kl_nats, same_choice, target_nats
-from trueaxis.metric.calibrate import check_ids, load_model, load_tokens, split_sequences
+from trueaxis.metric.calibrate import check_ids, load_model, load_tokens, split_sequences, tokenize
 from trueaxis.metric.sketch import overlap, sketch
-from trueaxis.metric.source import read_tokens
+from trueaxis.metric.source import TEXT_LENGTH
 from trueaxis.metric.statistics import load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
@@ -163,7 +163,7 @@ def _read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path |
     if bool(text) == (tokens is not None):
         raise CalibrationError("give what to evaluate on: either text files (--text) or token ids (--tokens), not both")
     if tokens is None:
-        ids = read_tokens(path, text)[0]
+        ids = tokenize(path, text, TEXT_LENGTH)
     else:
         ids = tokens if isinstance(tokens, np.ndarray) else load_tokens(tokens)
     if ids.ndim == 2 and ids.shape[1] < 2:

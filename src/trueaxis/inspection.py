@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trueaxis.container import CONFIG, INDEX, Container, RecordType
-from trueaxis.entropy.stream import unpack_residual
+from trueaxis.record import RecordType
+from trueaxis.runtime.decode import Decoder
 
 REPORT = "trueaxis.json"
 
@@ -24,69 +24,56 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: The file is damaged.
     """
-    container = Container(path)
-    files = [*Path(path).glob("*.safetensors"), *Path(path).glob(INDEX)]
-    report = _report(Path(path))
-    growth = _config_growth(Path(path), container)
-    file_bytes = sum(file.stat().st_size for file in files) + growth
-    parameters = int(container.header["parameters"])
+    decoder = Decoder(path)
+    container = decoder.container
+    file_bytes, parameters = container.file_bytes, container.header["parameters"]
     return {
         "parameters": parameters,
         "file_bytes": file_bytes,
         "bits_per_param": file_bytes * 8 / parameters,
         "format_version": container.header["version"],
         "recipe": container.header["recipe"],
-        "spent_bytes": _spent_bytes(container, file_bytes),
-        "shards": len([file for file in files if file.suffix == ".safetensors"]),
-        "tensors": [_describe(container, name) for name in container.tensors],
-        "report": report,
+        "spent_bytes": _spent_bytes(decoder, file_bytes),
+        "shards": len([file for file in container.files if file.suffix == ".safetensors"]),
+        "tensors": [_describe(decoder, name) for name in decoder.names()],
+        "report": _report(Path(path), set(container.tensors)),
     }
 
 
-def _describe(container: Container, name: str) -> dict[str, Any]:
-    info = container.tensors[name]
-    record = container.records(name)[0]
-    row = {
+def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
+    info, header, target = decoder.container.tensors[name], decoder.residual(name), decoder.alias(name)
+    return {
         "name": name,
         "shape": list(info.shape),
         "dtype": info.dtype,
         "own_bytes": info.length,
-        "shared_stream": None,
+        "shared_stream": header.shared if header else None,
+        "storage": "quantized" if header else f"tied to {target}" if target else "exact",
     }
-    if record.type == RecordType.RESIDUAL:
-        row["storage"] = "quantized"
-        row["shared_stream"] = unpack_residual(record.payload, *info.shape).shared
-    elif record.type == RecordType.ALIAS:
-        row["storage"] = f"tied to {record.payload.decode('utf-8', errors='replace')}"
-    else:
-        row["storage"] = "exact"
-    return row
 
 
-def _spent_bytes(container: Container, file_bytes: int) -> dict[str, int]:
+def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
     """Bytes by purpose; `frame` is headers, record frames, checksums, index and config.json's growth."""
     spent = {"indices": 0, "side_information": 0, "tables": 0, "exact": 0}
-    for record in container.model_records():
+    for record in decoder.container.model_records():
         spent["indices" if record.type == RecordType.STREAM else "tables"] += len(record.payload)
-    for name, info in container.tensors.items():
-        for record in container.records(name):
-            if record.type == RecordType.RESIDUAL:
-                streams = unpack_residual(record.payload, *info.shape).streams
-                coded = sum(len(data) for pair in streams for data in pair)
-                spent["indices"] += coded
-                spent["side_information"] += len(record.payload) - coded
-            elif record.type == RecordType.PLANES:
-                spent["exact"] += len(record.payload)
+    for name, info in decoder.container.tensors.items():
+        record, header = decoder.main_record(info), decoder.residual(name)
+        if header is not None:
+            coded = sum(len(data) for pair in header.streams for data in pair)
+            spent["indices"] += coded
+            spent["side_information"] += len(record.payload) - coded
+        elif record.type == RecordType.PLANES:
+            spent["exact"] += len(record.payload)
     return {**spent, "frame": file_bytes - sum(spent.values())}
 
 
-def _config_growth(path: Path, container: Container) -> int:
-    return max(0, (path / CONFIG).stat().st_size - int(container.header["config_bytes"]))
-
-
-def _report(path: Path) -> dict[str, Any] | None:
+def _report(path: Path, names: set[str]) -> dict[str, Any] | None:
+    """The report of the compression, where it is there and tells of the same tensors; nothing protects its bytes."""
+    figures = ("bits_per_weight", "gap_bits", "relative_distortion")
     try:
-        found = json.loads((path / REPORT).read_text())
-    except (OSError, ValueError):
+        found = json.loads((path / REPORT).read_text(encoding="utf-8"))
+        complete = {row["name"] for row in found["tensors"] if all(isinstance(row[key], float) for key in figures)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if complete == names else None

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trueaxis.types import TrueaxisError
@@ -33,14 +33,21 @@ def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
     With `overwrite` the old directory is moved aside first and removed last, so that one of the two always exists.
     """
     check_free(out, overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    made = [folder for folder in out.parents if not folder.exists()]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+    except OSError as error:
+        raise TrueaxisError(f"{out}: cannot be created: {error}") from error
     try:
         yield staging
         staging.chmod(0o777 & ~_umask())
         _swap(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for folder in made:  # of these, the ones that hold the output stay
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _swap(staging: Path, out: Path) -> None:
@@ -48,11 +55,12 @@ def _swap(staging: Path, out: Path) -> None:
         os.rename(staging, out)
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".old", dir=out.parent))
-    os.rename(out, aside / out.name)
     try:
+        os.rename(out, aside / out.name)
         os.rename(staging, out)
-    except OSError:
-        os.rename(aside / out.name, out)
+    except BaseException:  # an interrupt as well: whatever stood there stands there again
+        if not out.exists() and (aside / out.name).exists():
+            os.rename(aside / out.name, out)
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -51,6 +51,14 @@ class Tables:
         """The same tables in the C++ core, checked there."""
         return _core.TableSet(np.ascontiguousarray(self.frequencies), np.ascontiguousarray(self.escape_orders))
 
+    @cached_property
+    def weights_per_word(self) -> int:
+        """Weights that a lane decodes at most before it needs a 16-bit word.
+
+        A symbol of frequency f takes at least (4096 − f) · ⌊x / 4096⌋ from a state x; summed from 2³² to 2¹⁶.
+        """
+        return 12 * TOTAL // (TOTAL - min(int(self.frequencies.max()), TOTAL - 1)) + 1
+
     def code_bits(self) -> Array:
         """float32 [2, classes, K + 2]: bits of one symbol, its sign included; Laplacian where a class is absent."""
         frequency = self.frequencies.astype(np.float64)
@@ -140,6 +148,8 @@ def unpack_tables(payload: bytes) -> Tables:
     largest = MAGNITUDES[payload[0]]
     try:
         length, start = unpack_varint(payload, 1)
+        if start + length > len(payload):
+            raise ValueError("the first sequence is truncated")
         shape = _core.decode_integers(payload[start : start + length], _shape_contexts())
         used = shape[: 2 * CLASSES].reshape(2, CLASSES).astype(np.int64)
         orders = np.cumsum(shape[2 * CLASSES :], dtype=np.int64)

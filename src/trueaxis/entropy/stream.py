@@ -22,8 +22,9 @@ from trueaxis.quantize.grid import OCTAVE, column_groups, steps
 from trueaxis.types import Array, Contexts, FormatError, Grid, Quantized
 
 SHARED_BELOW = 1 << 18  # matrices with fewer weights share streams
-WEIGHTS_PER_BYTE = 1 << 20  # a payload claiming to hold more is refused before anything is allocated
+INTEGERS_PER_BYTE = 4608  # of side information: a number costs at least log2(4096 / 4091) bits there
 LARGEST_CODE = 1 << 20
+SHORT_STREAM, FEW_LANES = 10_000, 16  # bytes below which a lane's three bytes of flushing matter, and lanes for them
 
 Segment = tuple[Array, Array, Array, int, int]
 
@@ -89,23 +90,33 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
         chain: Weights that a stream should hold at least.
         shared: Number of a shared stream, or None to code the indices here.
     """
-    columns, rows = quantized.indices.shape
+    columns = quantized.indices.shape[0]
     lanes = min(lanes, columns)
-    strips_per_stream = max(1, chain // (lanes * rows))
+    coded, strips_per_stream = [], 1
+    if shared is None:
+        coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
+        if lanes > FEW_LANES and sum(len(stream) for stream, _ in coded) < SHORT_STREAM * len(coded):
+            lanes = FEW_LANES
+            coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
     side, modes = _pack_side(quantized.grid, quantized.contexts)
     head = bytes(
         [quantized.trellis, quantized.grid.resolution, quantized.contexts.shift, modes | quantized.centroids << 4]
     )
     numbers = (quantized.grid.group, lanes, strips_per_stream, 0 if shared is None else shared + 1, len(side))
     payload = head + b"".join(map(pack_varint, numbers)) + side
-    if shared is not None:
-        return payload
-    coded = [
-        _core.encode_stream(tables.coder, [segment(quantized, part)], lanes)
-        for part in parts(columns, lanes, strips_per_stream)
-    ]
     lengths = b"".join(pack_varint(len(data)) for pair in coded for data in pair)
     return payload + lengths + b"".join(data for pair in coded for data in pair)
+
+
+def _encode_parts(
+    quantized: Quantized, tables: Tables, lanes: int, chain: int
+) -> tuple[list[tuple[bytes, bytes]], int]:
+    """(stream, escapes) of every range of columns, and the strips chained into each."""
+    columns, rows = quantized.indices.shape
+    strips_per_stream = max(1, chain // (lanes * rows))
+    ranges = parts(columns, lanes, strips_per_stream)
+    coded = [_core.encode_stream(tables.coder, [segment(quantized, part)], lanes) for part in ranges]
+    return coded, strips_per_stream
 
 
 def unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
@@ -138,12 +149,11 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
         or strips_per_stream < 1
     ):
         raise ValueError("a field of the header is out of range")
-    groups = -(-columns // group)
-    if max(rows * columns, rows * groups) > len(payload) * WEIGHTS_PER_BYTE:
-        raise ValueError(f"{len(payload)} bytes cannot hold [{rows}, {columns}]")
     side = payload[position : position + side_bytes]
     if len(side) != side_bytes:
         raise ValueError("the side information is truncated")
+    if sum(_side_lengths(rows, columns, group)) > (side_bytes + 8) * INTEGERS_PER_BYTE:
+        raise ValueError(f"{side_bytes} bytes of side information are too few for [{rows}, {columns}]")
     grid, contexts = _unpack_side(side, rows, columns, group, resolution, shift, modes)
     position += side_bytes
     count = 0 if shared else len(parts(columns, lanes, strips_per_stream))
@@ -177,8 +187,9 @@ def decode_indices(header: ResidualHeader, tables: Tables) -> Array:
         FormatError: A stream does not decode.
     """
     ranges = parts(header.columns, header.lanes, header.strips_per_stream)
+    whole = _description(header)
     decoded = [
-        _decode(tables, stream, escapes, [_description(header, part)], header.lanes)[0]
+        _decode(tables, stream, escapes, [(whole[0], whole[1][part], *whole[2:])], header.lanes)[0]
         for part, (stream, escapes) in zip(ranges, header.streams, strict=True)
     ]
     return np.concatenate(decoded)
@@ -187,7 +198,11 @@ def decode_indices(header: ResidualHeader, tables: Tables) -> Array:
 def pack_shared(matrices: list[Quantized], tables: Tables, lanes: int) -> bytes:
     """Payload of a `stream` record: the indices of several matrices in one chain."""
     lanes = min(lanes, max(matrix.indices.shape[0] for matrix in matrices))
-    stream, escapes = _core.encode_stream(tables.coder, [segment(matrix) for matrix in matrices], lanes)
+    segments = [segment(matrix) for matrix in matrices]
+    stream, escapes = _core.encode_stream(tables.coder, segments, lanes)
+    if lanes > FEW_LANES and len(stream) < SHORT_STREAM:
+        lanes = FEW_LANES
+        stream, escapes = _core.encode_stream(tables.coder, segments, lanes)
     return pack_varint(lanes) + pack_varint(len(stream)) + stream + escapes
 
 
@@ -227,16 +242,22 @@ def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
     return weight
 
 
-def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list, lanes: int) -> list[Array]:
+Description = tuple[Array, Array, int, int]
+
+
+def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list[Description], lanes: int) -> list[Array]:
+    weights = sum(rows.size * columns.size for rows, columns, *_ in descriptions)
+    if weights > (len(stream) // 2 - lanes) * tables.weights_per_word:
+        raise FormatError(f"stream: {len(stream)} bytes are too few for {weights} weights; the file is damaged")
     try:
         return _core.decode_stream(tables.coder, stream, escapes, descriptions, lanes)
     except ValueError as error:
         raise FormatError(f"stream: {error}; the file is damaged") from error
 
 
-def _description(header: ResidualHeader, part: slice = slice(None)) -> tuple[Array, Array, int, int]:
-    order = file_order(header.grid, header.contexts)[part]
-    codes = np.ascontiguousarray(header.contexts.column_codes[order])
+def _description(header: ResidualHeader) -> Description:
+    """The coder's view of a matrix that is still coded: its columns in file order."""
+    codes = np.ascontiguousarray(header.contexts.column_codes[file_order(header.grid, header.contexts)])
     return header.contexts.row_codes, codes, header.contexts.shift, header.trellis
 
 
@@ -271,24 +292,30 @@ def _differences(integers: Array) -> Array:
 
 def _side_contexts(lengths: list[int]) -> Array:
     """The first number of each array has a context of its own."""
-    return np.concatenate([[2 * i] + [2 * i + 1] * (length - 1) for i, length in enumerate(lengths)]).astype(np.uint8)
+    repeats = [count for length in lengths for count in (1, length - 1)]
+    return np.repeat(np.arange(2 * len(lengths), dtype=np.uint8), repeats)
+
+
+def _side_lengths(rows: int, columns: int, group: int) -> list[int]:
+    """Numbers in each of the four arrays, their first one included."""
+    return [columns + 1, rows * -(-columns // group) + 1, columns + 1, rows + 1]
 
 
 def _unpack_side(
     side: bytes, rows: int, columns: int, group: int, resolution: int, shift: int, modes: int
 ) -> tuple[Grid, Contexts]:
-    groups = -(-columns // group)
-    lengths = [columns + 1, rows * groups + 1, columns + 1, rows + 1]
+    lengths = _side_lengths(rows, columns, group)
     coded = _core.decode_integers(side, _side_contexts(lengths)).astype(np.int64)
     arrays = []
     for number, array in enumerate(np.split(coded, np.cumsum(lengths)[:-1])):
-        body = np.cumsum(array[1:]) if modes >> number & 1 else array[1:] + array[0]
-        if body.size and np.abs(body).max() > LARGEST_CODE:
+        differences = bool(modes >> number & 1)
+        body = np.cumsum(array[1:]) if differences else array[1:] + array[0]
+        if np.abs(body).max() > LARGEST_CODE or (differences and array[0] != 0):
             raise ValueError("a step or scale code is out of range")
         arrays.append(body)
     column_steps, row_steps, scale, row_scale = arrays
     scale = scale + _predicted_scale(column_steps, resolution, shift)
-    grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, groups), resolution, group)
+    grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, -1), resolution, group)
     for codes in (grid.column_codes, grid.row_codes):
         steps(codes, resolution)
     return grid, Contexts(row_scale.astype(np.int32), scale.astype(np.int32), shift)

@@ -91,7 +91,8 @@ class Statistics:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; `load_statistics` reads it back bit for bit."""
+        """Write one safetensors file, whole or not at all; `load_statistics` reads it back bit for bit."""
+        from safetensors import SafetensorError
         from safetensors.numpy import save_file
 
         tensors = {f"sum/{space}": value for space, value in self.sums.items()}
@@ -105,7 +106,14 @@ class Statistics:
             "sensitivities": dict(self.sensitivities),
         }
         contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        save_file(contiguous, path, metadata={_FORMAT: json.dumps(header, sort_keys=True)})
+        partial = Path(path).with_name(f".{Path(path).name}.partial")
+        try:
+            save_file(contiguous, partial, metadata={_FORMAT: json.dumps(header, sort_keys=True)})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise CalibrationError(f"{path}: the statistics cannot be written: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def load_statistics(path: str | Path) -> Statistics:

@@ -103,11 +103,9 @@ def search(run: Callable[[float], P], start: float, weights: int, target: int, f
     Raises:
         TrueaxisError: Even with every quantized weight zero the file is above the target; says the minimum.
     """
-    if fixed > target:
-        raise TrueaxisError(_too_small(target, fixed))
     state: _Search[P] = _Search(target, slope=-weights / 8)
     position, first = math.log2(start), math.log2(start)
-    for number in range(PASSES):
+    for number in range(PASSES if fixed <= target else 0):
         result = run(2.0**position)
         state.record(position, result)
         fits = target * ENOUGH <= result.file_bytes <= target

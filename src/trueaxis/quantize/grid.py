@@ -52,17 +52,3 @@ def resolution_for(samples: int) -> int:
 def column_groups(grid: Grid) -> Array:
     """int32 [n]: group of each column."""
     return (np.arange(grid.column_codes.size) // grid.group).astype(np.int32)
-
-
-def row_grid(row_steps: Array, columns: int, group: int, resolution: int) -> Grid:
-    """A grid with one step per row and group: row_steps [m, groups] float."""
-    return Grid(np.zeros(columns, np.int32), nearest_codes(row_steps, resolution), resolution, group)
-
-
-def column_grid(column_steps: Array, row_weights: Array | None, rows: int, resolution: int) -> Grid:
-    """A grid of column steps [n], times 1/√weight of the row where rows are weighted."""
-    if row_weights is None:
-        row_codes = np.zeros((rows, 1), np.int32)
-    else:
-        row_codes = nearest_codes(1.0 / np.sqrt(np.maximum(row_weights, 1e-30)), resolution).reshape(rows, 1)
-    return Grid(nearest_codes(column_steps, resolution), row_codes, resolution, max(1, column_steps.size))

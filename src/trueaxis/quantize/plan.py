@@ -129,10 +129,11 @@ def plan_rtn(stage: RoundToNearest, weight: Array, metric: Metric, factor: Calla
 
 
 def plan_gptq(stage: Gptq, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
-    """Min-max steps per row and static group; the highest energy is visited first."""
+    """Min-max steps, zero included, per row and static group; the highest energy is visited first."""
     columns = weight.shape[1]
     starts = np.arange(0, columns, stage.group)
-    span = np.maximum.reduceat(weight, starts, axis=1) - np.minimum.reduceat(weight, starts, axis=1)
+    highest = np.maximum(np.maximum.reduceat(weight, starts, axis=1), 0)
+    span = highest - np.minimum(np.minimum.reduceat(weight, starts, axis=1), 0)
     found = factor(stage.damping, ascending=True)
     return Plan(
         weight, metric, found.order, _unit_columns(found.lower), np.ones(columns), 0.5 * _positive(span),

@@ -6,14 +6,17 @@ Container ─▶ records of a tensor ─▶ indices (own streams or a shared one
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueaxis.container import Container, Record, RecordType, TensorInfo
+from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
 from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared, dequantize, unpack_residual
+from trueaxis.header import TensorInfo
+from trueaxis.record import Record, RecordType
 from trueaxis.types import Array, FormatError
 
 if TYPE_CHECKING:
@@ -35,13 +38,17 @@ class Decoder:
 
     def __init__(self, path: str | Path) -> None:
         self.container = Container(path)
+        records = self.container.model_records()
+        kinds = [record.type for record in records]
+        if RecordType.TABLES in kinds[1:] or (kinds and kinds[0] != RecordType.TABLES):
+            raise FormatError(f"{path}: model records: expected tables, then streams, found types {kinds[:8]}")
         self._tables: Tables | None = None
-        self._shared: list[bytes] = []
-        for record in self.container.model_records():
-            if record.type == RecordType.TABLES:
-                self._tables = unpack_tables(record.payload)
-            elif record.type == RecordType.STREAM:
-                self._shared.append(record.payload)
+        if records:
+            try:
+                self._tables = unpack_tables(records[0].payload)
+            except FormatError as error:
+                raise FormatError(f"{path}: model records: {error}") from error
+        self._shared = [record.payload for record in records[1:]]
         self._cached: tuple[int, dict[str, Array]] | None = None
 
     def names(self) -> list[str]:
@@ -57,34 +64,41 @@ class Decoder:
             yield name, done[name]
 
     def alias(self, name: str) -> str | None:
-        """Name of the tensor that `name` is tied to, or None."""
-        record = self._main_record(self.container.tensors[name])
+        """Name of the tensor that `name` is tied to, or None.
+
+        Raises:
+            FormatError: The other one is missing, of another shape or dtype, or tied itself.
+        """
+        info = self.container.tensors[name]
+        record = self.main_record(info)
         if record.type != RecordType.ALIAS:
             return None
         target = record.payload.decode("utf-8", errors="replace")
-        if (
-            target not in self.container.tensors
-            or self._main_record(self.container.tensors[target]).type == RecordType.ALIAS
-        ):
-            raise FormatError(f"{name}: tied to {target!r}, which the file does not hold")
+        other = self.container.tensors.get(target)
+        if other is None or (other.shape, other.dtype) != (info.shape, info.dtype):
+            raise FormatError(f"{name}: tied to {target[:80]!r}, which the file does not hold in this shape and dtype")
+        if self.main_record(other).type == RecordType.ALIAS:
+            raise FormatError(f"{name}: tied to {target}, which is tied itself; the file is damaged")
         return target
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """One tensor in `dtype`, by default that of the original checkpoint.
 
         Raises:
-            FormatError: Names the tensor.
+            FormatError: Its records are damaged or decode to NaN or Inf; the message names the tensor.
         """
         import torch
 
         info = self.container.tensors[self.alias(name) or name]
-        record = self._main_record(info)
+        record = self.main_record(info)
         own = _torch_dtype(info)
         if record.type == RecordType.PLANES:
             value = _planes(info, record, own)
         else:
-            value = torch.from_numpy(self._matrix(info, record)).to(own if dtype is None else dtype)
-        return value if dtype is None else value.to(dtype)
+            value = torch.from_numpy(self._matrix(info, record))
+        if not bool(torch.isfinite(value).all()):
+            raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
+        return value.to(dtype or own)
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor in the original checkpoint."""
@@ -93,10 +107,15 @@ class Decoder:
     def residual(self, name: str) -> ResidualHeader | None:
         """Parsed side information of a quantized tensor; None for one that is stored exactly or tied."""
         info = self.container.tensors[name]
-        record = self._main_record(info)
+        record = self.main_record(info)
         return _residual_header(info, record) if record.type == RecordType.RESIDUAL else None
 
-    def _main_record(self, info: TensorInfo) -> Record:
+    def main_record(self, info: TensorInfo) -> Record:
+        """The record that says how a tensor is stored.
+
+        Raises:
+            FormatError: There is not exactly one.
+        """
         records = self.container.records(info.name)
         if len(records) != 1:
             raise FormatError(f"{info.name}: expected one record, found {len(records)}; the file is damaged or newer")
@@ -110,20 +129,33 @@ class Decoder:
             if header.shared is None:
                 indices = decode_indices(header, self._tables)
             else:
-                indices = self._shared_indices(header.shared)[info.name]
+                indices = self._shared_indices(header.shared, self._tables)[info.name]
             return dequantize(header, indices, self._tables).reshape(info.shape)
         except (FormatError, ValueError) as error:
             raise FormatError(f"{info.name}: {error}") from error
 
-    def _shared_indices(self, number: int) -> dict[str, Array]:
+    def _shared_indices(self, number: int, tables: Tables) -> dict[str, Array]:
         if self._cached is None or self._cached[0] != number:
-            if number >= len(self._shared) or self._tables is None:
-                raise FormatError(f"shared stream {number} is missing")
-            found = {name: self.residual(name) for name in self.names()}
-            members = {name: header for name, header in found.items() if header is not None and header.shared == number}
-            decoded = decode_shared(self._shared[number], list(members.values()), self._tables)
-            self._cached = number, dict(zip(members, decoded, strict=True))
+            names = self._members[number]
+            headers = [header for header in map(self.residual, names) if header is not None]
+            decoded = decode_shared(self._shared[number], headers, tables)
+            self._cached = number, dict(zip(names, decoded, strict=True))
         return self._cached[1]
+
+    @cached_property
+    def _members(self) -> list[list[str]]:
+        """Names of the tensors in each shared stream; streams follow each other in the order of the tensors."""
+        members: list[list[str]] = [[] for _ in self._shared]
+        latest = 0
+        for name in self.names():
+            header = self.residual(name)
+            if header is None or header.shared is None:
+                continue
+            if not latest <= header.shared < len(members):
+                raise FormatError(f"{name}: shared stream {header.shared} is missing or out of order")
+            latest = header.shared
+            members[latest].append(name)
+        return members
 
 
 def _residual_header(info: TensorInfo, record: Record) -> ResidualHeader:
@@ -139,8 +171,6 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
     import torch
 
     known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-    if info.dtype not in known:
-        raise FormatError(f"{info.name}: unknown dtype {info.dtype!r}")
     return known[info.dtype]
 
 
@@ -148,11 +178,10 @@ def _planes(info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tenso
     """An exact tensor: mode byte 0, then its bytes."""
     import torch
 
-    count = 1
-    for size in info.shape:
-        count *= size
-    expected = 1 + count * ITEM_BYTES[info.dtype]
+    expected = 1 + info.size * ITEM_BYTES[info.dtype]
     if len(record.payload) != expected or record.payload[0] != 0:
-        raise FormatError(f"{info.name}: planes record has {len(record.payload)} bytes, expected {expected}")
+        raise FormatError(f"{info.name}: planes record of {len(record.payload)} bytes, expected {expected}, mode 0")
+    if info.size == 0:
+        return torch.empty(info.shape, dtype=dtype)
     raw = np.frombuffer(record.payload, np.uint8, offset=1).copy()
     return torch.from_numpy(raw).view(dtype).reshape(info.shape)

@@ -17,7 +17,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
@@ -44,17 +43,14 @@ class TrueaxisQuantizer(HfQuantizer):
     """Decodes while transformers loads."""
 
     def _process_model_before_weight_loading(
-        self,
-        model: PreTrainedModel,
-        checkpoint_files: list[str] | None = None,
-        dtype: torch.dtype | None = None,
-        **_: Any,
+        self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> None:
         if not self.pre_quantized or not checkpoint_files:
             raise TrueaxisError("transformers only loads what 'trueaxis compress' wrote; it does not compress")
         directory = Path(tempfile.mkdtemp(prefix="trueaxis."))
         self._remove = weakref.finalize(self, shutil.rmtree, directory, ignore_errors=True)
         decoder = Decoder(Path(checkpoint_files[0]).parent)
+        dtype: Any = model.config.dtype  # settled by now
         # The loader opens the files of this very list next.
         checkpoint_files[:] = map(str, write_plain(decoder, directory, dtype, SHARD_BYTES))
 

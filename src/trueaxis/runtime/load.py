@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trueaxis.container import CONFIG
 from trueaxis.progress import hidden_bars
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.plain import write_plain
@@ -39,7 +40,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
     decoder = Decoder(path)
-    config, cls = _architecture(decoder, Path(path))
+    config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
     state = dict(decoder.tensors(wanted))
     with hidden_bars():
@@ -50,17 +51,41 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     return model.eval()
 
 
-def _architecture(decoder: Decoder, path: Path) -> tuple[Any, Any]:
-    """(config without the quantization entry, model class) as transformers knows them."""
+def _architecture(decoder: Decoder) -> tuple[Any, type[PreTrainedModel]]:
+    """(config without the quantization entry, model class) as transformers knows them, found to fit the tensors."""
+    import torch
     import transformers
 
+    file = decoder.container.path / CONFIG
     plain = original_config(decoder.container.config)
-    names = plain.get("architectures") or []
-    cls = getattr(transformers, names[0], None) if names else None
-    if cls is None:
-        raise FormatError(f"{path / 'config.json'}: architectures {names} are unknown to transformers")
-    config_class = transformers.AutoConfig.for_model(plain["model_type"]).__class__
-    return config_class.from_dict(plain), cls
+    names = plain.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    cls = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+        raise FormatError(f"{file}: architectures {str(names)[:80]} are no models of transformers")
+    layers = plain.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > len(decoder.names()):
+        raise FormatError(f"{file}: {layers} layers, but the file holds {len(decoder.names())} tensors")
+    try:
+        config = transformers.AutoConfig.for_model(plain["model_type"]).__class__.from_dict(plain)
+        with torch.device("meta"):
+            model = cls(config)
+    except Exception as error:  # whatever a configuration can break in transformers, the remedy is the same
+        raise FormatError(f"{file}: transformers cannot build this model: {error!r}") from error
+    _check_fit(decoder, model)
+    return config, cls
+
+
+def _check_fit(decoder: Decoder, model: PreTrainedModel) -> None:
+    """Every weight of the model is in the file, in its shape: none would be left to chance."""
+    tensors = decoder.container.tensors
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, shape in expected.items():
+        found = tensors.get(name) or tensors.get(tied.get(name, ""))
+        if found is None or found.shape != shape:
+            shown = list(found.shape) if found else "none"
+            raise FormatError(f"{name}: config.json says {list(shape)}, the file holds {shown}")
 
 
 def original_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -69,10 +94,10 @@ def original_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def verify(path: str | Path) -> dict[str, Any]:
-    """Checks every byte: checksums, hashes, and that every tensor decodes to finite numbers.
+    """Checks every byte: checksums, hashes, and that every tensor decodes to finite numbers in its own dtype.
 
     Returns:
-        {"tensors": count, "file_bytes": bytes read}
+        {"tensors": count, "file_bytes": bytes of the rate}
 
     Raises:
         FormatError: The first thing wrong, by tensor or file.
@@ -86,8 +111,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     for name, value in decoder.tensors():
         if not bool(torch.isfinite(value).all()):
             raise FormatError(f"{name}: decodes to NaN or Inf")
-    size = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-    return {"tensors": len(decoder.names()), "file_bytes": size}
+    return {"tensors": len(decoder.names()), "file_bytes": decoder.container.file_bytes}
 
 
 def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overwrite: bool = False) -> Path:
@@ -116,8 +140,7 @@ def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overw
             config["dtype"] = dtype
             config.pop("torch_dtype", None)
         (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in decoder.container.header.get("copied", []):
-            source = Path(path) / Path(str(name)).name
-            if source.is_file():
-                shutil.copyfile(source, staging / source.name)
+        for name in decoder.container.header["copied"]:
+            if (Path(path) / name).is_file():
+                shutil.copyfile(Path(path) / name, staging / name)
     return Path(out)

@@ -1,0 +1,203 @@
+"""Header: what a compressed model says of itself, packed into the `model` record and checked when it is read back.
+
+    facts, hashes of the shards ─▶ payload of the model record ─▶ header (a dict whose known keys are checked), hashes
+                                                                      └─▶ TensorInfo per tensor
+
+Everything here is read before any checksum of a tensor is, and a file can carry valid checksums and hostile numbers, so
+every number has a limit: sizes before they are allocated, names before they are printed or used as keys. The layout
+is in docs/format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trueaxis.record import FRAME, VERSION, Record, RecordType
+from trueaxis.types import FormatError, TrueaxisError
+
+HASH_BYTES = 16
+TEXT_LIMIT = 1 << 25  # bytes of the JSON text
+TEXT_FREE = 1 << 16  # bytes of text that any header may have; beyond, it must be backed by compressed bytes
+TEXT_RATIO = 32  # bytes of text per compressed byte; lists of tensors reach 10 to 20
+NAME_LIMIT = 512  # characters
+DIMENSION_LIMIT = 8
+SIZE_LIMIT = 1 << 48  # weights of one tensor
+DTYPES = ("F32", "F16", "BF16", "F64")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What the header says of one tensor: its shape and dtype in the original, and where its records lie."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    shard: int
+    offset: int
+    length: int
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash of a config.json's content, independent of its formatting."""
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(canonical.encode(), digest_size=HASH_BYTES).hexdigest()
+
+
+def pack_model_record(facts: Mapping[str, Any], hashes: Sequence[bytes]) -> Record:
+    """The model record: count of shards, their hashes, compressed JSON; its size does not depend on the hashes.
+
+    Raises:
+        TrueaxisError: A fact is one that `parse_model_record` would refuse.
+    """
+    for key, check in _CHECKS.items():
+        if not check(facts.get(key)):
+            raise TrueaxisError(f"header: {key!r} cannot be written: {str(facts.get(key))[:80]}")
+    for name, *_ in facts["tensors"]:
+        if not is_tensor_name(name):
+            raise TrueaxisError(f"{name!r}: names must be printable, at most {NAME_LIMIT} characters, without / \\ ..")
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()
+    compressed = zlib.compress(text, 9)
+    if len(text) > _text_limit(compressed):
+        raise TrueaxisError(f"the header of {len(facts['tensors'])} tensors takes {len(text)} bytes, more than fit")
+    return Record(RecordType.MODEL, struct.pack("<I", len(hashes)) + b"".join(hashes) + compressed)
+
+
+def parse_model_record(record: Record, where: str) -> tuple[dict[str, Any], list[bytes]]:
+    """The header and the hash of each shard.
+
+    Raises:
+        FormatError: Not a model record of a version that is known, or a field of it is out of range.
+    """
+    if record.type != RecordType.MODEL:
+        raise FormatError(f"{where}: the first record has type {record.type}, expected the model header")
+    if record.version > VERSION:
+        raise FormatError(f"{where}: format version {record.version}; install a newer version of trueaxis")
+    payload = record.payload
+    count = struct.unpack_from("<I", payload)[0] if len(payload) >= 4 else 0
+    start = 4 + count * HASH_BYTES
+    if count < 1 or start >= len(payload):
+        raise FormatError(f"{where}: claims {count} shards; the file is damaged")
+    hashes = [payload[at : at + HASH_BYTES] for at in range(4, start, HASH_BYTES)]
+    header = _inflate(payload[start:], where)
+    for key, check in _CHECKS.items():
+        if not check(header.get(key)):
+            raise FormatError(f"{where}: {key!r} is missing or out of range; the file is damaged")
+    return header, hashes
+
+
+def tensor_list(header: Mapping[str, Any], area_bytes: Sequence[int], where: str) -> dict[str, TensorInfo]:
+    """Every tensor by name; their records must fill the shards exactly, in order.
+
+    Args:
+        header: From `parse_model_record`.
+        area_bytes: Bytes of records per shard, the model record not counted.
+        where: Begins every message.
+
+    Raises:
+        FormatError: A field is out of range, a name occurs twice, or extents overlap or leave a gap.
+    """
+    found: dict[str, TensorInfo] = {}
+    ends = [header["model_bytes"], *[0] * (len(area_bytes) - 1)]
+    for row in header["tensors"]:
+        info = _tensor_info(row, where)
+        if info.name in found:
+            raise FormatError(f"{where}: {info.name} is listed twice; the file is damaged")
+        if not info.shard < len(ends) or info.offset != ends[info.shard] or info.length < FRAME.size:
+            raise FormatError(f"{where}: {info.name}: its extent overlaps another or leaves a gap; the file is damaged")
+        ends[info.shard] += info.length
+        found[info.name] = info
+    for number, (end, length) in enumerate(zip(ends, area_bytes, strict=True), start=1):
+        if end != length:
+            raise FormatError(f"{where}: records fill {end} bytes of shard {number}, which has {length}")
+    return found
+
+
+def _tensor_info(row: Any, where: str) -> TensorInfo:
+    if not isinstance(row, list) or len(row) != 6:
+        raise FormatError(f"{where}: an entry of the tensor list is not [name, shape, dtype, shard, offset, length]")
+    name, shape, dtype, shard, offset, length = row
+    if not is_tensor_name(name):
+        raise FormatError(f"{where}: {str(name)[:80]!r} is no tensor name; the file is damaged")
+    if not _is_shape(shape):
+        raise FormatError(f"{where}: {name}: shape {str(shape)[:80]} is out of range; the file is damaged")
+    if dtype not in DTYPES:
+        raise FormatError(f"{where}: {name}: dtype {str(dtype)[:80]!r} is not one of: {', '.join(DTYPES)}")
+    if not (_is_count(shard) and _is_count(offset) and _is_count(length)):
+        raise FormatError(f"{where}: {name}: its extent is out of range; the file is damaged")
+    return TensorInfo(name, tuple(shape), dtype, shard, offset, length)
+
+
+def is_tensor_name(name: Any) -> bool:
+    """Whether a name can be printed, is no path, and may be a key of a safetensors file."""
+    return (
+        isinstance(name, str)
+        and 0 < len(name) <= NAME_LIMIT
+        and name.isprintable()
+        and not set(name) & set("/\\")
+        and ".." not in name
+        and name != "__metadata__"
+    )
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether a copied file can be what the name says: it stays in its directory and holds no weights or code."""
+    reserved = name == "config.json" or str(name).endswith((".safetensors", ".safetensors.index.json", ".py"))
+    return is_tensor_name(name) and not name.startswith(".") and not reserved
+
+
+def _is_shape(shape: Any) -> bool:
+    if not isinstance(shape, list) or len(shape) > DIMENSION_LIMIT or not all(map(_is_count, shape)):
+        return False
+    return math.prod(max(extent, 1) for extent in shape) <= SIZE_LIMIT
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+_CHECKS = {
+    "version": lambda value: type(value) is int and 0 <= value <= VERSION,
+    "parameters": lambda value: _is_count(value) and value > 0,
+    "model_bytes": _is_count,
+    "config": lambda value: isinstance(value, str) and len(value) == 2 * HASH_BYTES,
+    "config_bytes": _is_count,
+    "copied": lambda value: isinstance(value, list) and all(map(_is_file_name, value)),
+    "gauge": lambda value: isinstance(value, list),
+    "recipe": lambda value: isinstance(value, dict),
+    "sketch": lambda value: isinstance(value, str),
+    "tensors": lambda value: isinstance(value, list),
+}
+
+
+def _text_limit(compressed: bytes) -> int:
+    """Bytes of text that so many compressed bytes may stand for: less than what zlib could, to stop bombs."""
+    return min(TEXT_LIMIT, TEXT_FREE + TEXT_RATIO * len(compressed))
+
+
+def _inflate(data: bytes, where: str) -> dict[str, Any]:
+    inflater = zlib.decompressobj()
+    limit = _text_limit(data)
+    try:
+        text = inflater.decompress(data, limit + 1)
+        if len(text) > limit:
+            raise ValueError(f"the text is larger than {limit} bytes")
+        if not inflater.eof or inflater.unused_data:
+            raise ValueError("the text is truncated or has bytes after its end")
+        document = json.loads(text)
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: {error}; the file is damaged") from error
+    if not isinstance(document, dict):
+        raise FormatError(f"{where}: not a JSON object; the file is damaged")
+    return document

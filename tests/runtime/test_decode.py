@@ -1,0 +1,222 @@
+"""Right checksums around hostile numbers: every field of every record ends in FormatError or in a decoded tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forge import Parts, dismantle, forge, memory_limit, residual_fields, residual_payload, write_specimen
+from trueaxis import _core
+from trueaxis.entropy.model import CLASSES, _body_contexts, _shape_contexts
+from trueaxis.entropy.varint import pack_varint, unpack_varint
+from trueaxis.inspection import inspect
+from trueaxis.record import Record, RecordType
+from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.load import verify
+from trueaxis.types import FormatError
+
+LIMIT = 200 << 20
+numbers = st.sampled_from([0, 1, 2, 31, 32, 33, 127, 128, 1 << 16, 1 << 31, 1 << 32, 1 << 62, (1 << 63) - 1])
+numbers |= st.integers(0, 40)
+hostile = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    return dismantle(write_specimen(tmp_path_factory.mktemp("specimen") / "out"))
+
+
+def read_all(path: Path) -> str | None:
+    """The refusal of a directory, or None if every tensor decodes; anything else fails the test."""
+    with memory_limit(LIMIT):
+        try:
+            decoder = Decoder(path)
+            for name, value in decoder.tensors():
+                info = decoder.container.tensors[name]
+                assert tuple(value.shape) == info.shape
+                assert bool(torch.isfinite(value.float()).all())
+            verify(path)
+            inspect(path)
+        except FormatError as error:
+            assert len(str(error)) < 2000
+            return str(error)
+    return None
+
+
+def test_the_specimen_itself_decodes(parts: Parts, tmp_path: Path) -> None:
+    assert read_all(forge(tmp_path, parts)) is None
+
+
+def changed_record(parts: Parts, name: str, payload: bytes, kind: RecordType | None = None) -> Parts:
+    changed = parts.copy()
+    (record,) = changed.records[name]
+    changed.records[name] = [Record(record.type if kind is None else kind, payload)]
+    return changed
+
+
+@hostile
+@given(st.sampled_from(["large", "first", "second"]), st.data())
+def test_any_number_in_a_residual(parts: Parts, tmp_path: Path, name: str, data: st.DataObject) -> None:
+    fields = residual_fields(parts.records[name][0].payload)
+    for key in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=3)):
+        if key in ("side", "rest"):
+            fields[key] = data.draw(st.binary(max_size=60))
+        else:
+            small = key in ("trellis", "resolution", "shift", "modes")
+            fields[key] = data.draw(st.integers(0, 255) if small else numbers)
+    message = read_all(forge(tmp_path, changed_record(parts, name, residual_payload(fields))))
+    assert message is None or any(tensor in message for tensor in ("large", "first", "second"))
+
+
+@hostile
+@given(st.integers(0, 3), st.integers(0, 8), st.integers(-(1 << 30) + 1, (1 << 30) - 1), st.booleans())
+def test_any_code_in_the_side_information(
+    parts: Parts, tmp_path: Path, array: int, entry: int, value: int, differences: bool
+) -> None:
+    fields = residual_fields(parts.records["large"][0].payload)
+    lengths = [10, 19, 10, 7]
+    contexts = np.repeat(np.arange(8, dtype=np.uint8), [n for length in lengths for n in (1, length - 1)])
+    values = _core.decode_integers(fields["side"], contexts).copy()
+    values[sum(lengths[:array]) + entry % lengths[array]] = value
+    fields["modes"] = fields["modes"] ^ (differences << array)
+    fields["side"] = _core.encode_integers(values, contexts)
+    fields["side_bytes"] = len(fields["side"])
+    message = read_all(forge(tmp_path, changed_record(parts, "large", residual_payload(fields))))
+    assert message is None or "large" in message
+
+
+@hostile
+@given(st.data())
+def test_any_number_in_the_tables(parts: Parts, tmp_path: Path, data: st.DataObject) -> None:
+    payload = parts.model_records[0].payload
+    length, start = unpack_varint(payload, 1)
+    shape = _core.decode_integers(payload[start : start + length], _shape_contexts()).copy()
+    used = shape[: 2 * CLASSES].reshape(2, CLASSES).astype(np.int64)
+    body = _core.decode_integers(payload[start + length :], _body_contexts(used)).copy()
+    alphabet = data.draw(st.sampled_from([payload[0]] * 3 + list(range(256))))
+    victim = data.draw(st.sampled_from([shape, body]))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, victim.size - 1))
+        near = int(victim[at]) + data.draw(st.integers(-3, 3))
+        victim[at] = data.draw(st.just(near) | st.integers(-5000, 5000) | st.integers(-(1 << 30) + 1, (1 << 30) - 1))
+    head = _core.encode_integers(shape, _shape_contexts())
+    claim = data.draw(st.just(len(head)) | numbers)
+    coded = _core.encode_integers(body, _body_contexts(used))
+    changed = parts.copy()
+    changed.model_records[0] = Record(RecordType.TABLES, bytes([alphabet]) + pack_varint(claim) + head + coded)
+    read_all(forge(tmp_path, changed))
+
+
+@hostile
+@given(numbers, numbers, st.binary(max_size=80) | st.none())
+def test_any_number_in_a_shared_stream(
+    parts: Parts, tmp_path: Path, lanes: int, length: int, rest: bytes | None
+) -> None:
+    payload = parts.model_records[1].payload
+    _, position = unpack_varint(payload, 0)
+    _, position = unpack_varint(payload, position)
+    rest = payload[position:] if rest is None else rest
+    changed = parts.copy()
+    changed.model_records[1] = Record(RecordType.STREAM, pack_varint(lanes) + pack_varint(length) + rest)
+    message = read_all(forge(tmp_path, changed))
+    assert (message is None) == (changed.model_records[1] == parts.model_records[1])
+    assert message is None or "first" in message
+
+
+@hostile
+@given(
+    st.sampled_from(["large", "first", "second", "norm", "tied"]),
+    st.lists(st.sampled_from([0, 1, 2, 5, 6, 9, 4096, 1 << 20, 1 << 24, 1 << 40]), max_size=9),
+    st.sampled_from(["F64", "F32", "F16", "BF16", "I8"]),
+)
+def test_any_shape_and_dtype(parts: Parts, tmp_path: Path, name: str, shape: list[int], dtype: str) -> None:
+    changed = parts.copy()
+    for row in changed.header["tensors"]:
+        if row[0] == name:
+            row[1:3] = shape, dtype
+    message = read_all(forge(tmp_path, changed))
+    assert message is None or name in message
+
+
+@hostile
+@given(st.sampled_from(["large", "first", "norm", "tied"]), st.sampled_from(list(RecordType)), st.binary(max_size=40))
+def test_any_bytes_in_any_type_of_record(
+    parts: Parts, tmp_path: Path, name: str, kind: RecordType, payload: bytes
+) -> None:
+    message = read_all(forge(tmp_path, changed_record(parts, name, payload, kind)))
+    assert message is None or name in message or "tied" in message
+
+
+def restream(edit: Callable[[list[Record]], None]) -> Callable[[Parts], None]:
+    return lambda parts: edit(parts.model_records)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (restream(lambda records: records.clear()), "large: the file holds no tables"),
+        (restream(lambda records: records.reverse()), "expected tables, then streams"),
+        (restream(lambda records: records.insert(1, records[0])), "expected tables, then streams"),
+        (restream(lambda records: records.pop()), "first: shared stream 0 is missing"),
+        (lambda parts: parts.records["norm"].clear(), "norm: its extent"),
+        (lambda parts: parts.records["norm"].extend(parts.records["norm"]), "norm: expected one record, found 2"),
+        (lambda parts: parts.records.update(norm=[Record(16, b"", flags=0)]), "norm: expected one record, found 0"),
+        (lambda parts: parts.records.update(norm=[Record(RecordType.SLICE, b"")]), "norm: needs record type 21"),
+        (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"tied")]), "tied: tied to tied"),
+        (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"first")]), "tied: tied to 'first'"),
+        (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"\xff/x")]), "tied: tied to"),
+        (lambda parts: parts.records.update(large=[Record(RecordType.ALIAS, b"tied")]), "large: tied to tied"),
+        (lambda parts: parts.records.update(norm=[Record(RecordType.PLANES, b"\0" + b"\xff" * 20)]), "norm.*NaN"),
+        (lambda parts: parts.records.update(norm=[Record(RecordType.PLANES, b"\1" + bytes(20))]), "norm: planes"),
+        (lambda parts: parts.overrides.update(model_bytes=1 << 62), "large: its extent"),
+        (lambda parts: parts.overrides.update(model_bytes=0), "large: its extent"),
+    ],
+)  # fmt: skip
+def test_wrong_structure_is_refused_by_name(
+    parts: Parts, tmp_path: Path, change: Callable[[Parts], Any], message: str
+) -> None:
+    changed = parts.copy()
+    change(changed)
+    path = forge(tmp_path, changed)
+    assert read_all(path) is not None
+    with pytest.raises(FormatError, match=message):
+        verify(path)
+
+
+def test_optional_records_of_later_versions_are_skipped(parts: Parts, tmp_path: Path) -> None:
+    changed = parts.copy()
+    changed.records["norm"].insert(0, Record(99, b"hint", flags=0))
+    changed.model_records.append(Record(98, b"hint", flags=0))
+    assert read_all(forge(tmp_path, changed)) is None
+
+
+def test_step_that_overflows_is_refused(parts: Parts, tmp_path: Path) -> None:
+    """Column and row step are both in range, their product is not."""
+    header = Decoder(forge(tmp_path, parts)).residual("first")
+    assert header is not None
+    assert (header.rows, header.columns, header.grid.resolution) == (3, 5, 8)
+    scales = header.contexts.column_codes + 126 * 4  # less what the step predicts
+    values = np.array([126 * 8, *[0] * 5, 126 * 8, *[0] * 3, 0, *scales, 0, *[0] * 3], np.int32)
+    contexts = np.repeat(np.arange(8, dtype=np.uint8), [1, 5, 1, 3, 1, 5, 1, 3])
+    fields = residual_fields(parts.records["first"][0].payload)
+    fields["side"] = _core.encode_integers(values, contexts)
+    fields["side_bytes"], fields["modes"] = len(fields["side"]), 16
+    message = read_all(forge(tmp_path, changed_record(parts, "first", residual_payload(fields))))
+    assert message is not None
+    assert "first: decodes to NaN or Inf" in message
+
+
+def test_reading_needs_only_what_is_asked_for(parts: Parts, tmp_path: Path) -> None:
+    changed = changed_record(parts, "large", b"")
+    decoder = Decoder(forge(tmp_path, changed))
+    assert decoder.tensor("norm").tolist() == [1, 2, 3, 4, 5]
+    for name in ("large", "tied"):
+        with pytest.raises(FormatError, match="large: residual record"):
+            decoder.tensor(name)
