@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import save_small_llama, save_tokens
 from safetensors.torch import load_file, save_file
 
 import trueaxis
+from checkpoints import save_small_llama, save_tokens
 from trueaxis.runtime.decode import Decoder
 
 Tensors = dict[str, torch.Tensor]

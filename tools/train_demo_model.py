@@ -30,11 +30,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_card import write_card
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from demo_card import write_card
 from trueaxis.demo.corpus import texts
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from demo_card import KneserNey, token_bytes, unigram_nats
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 import trueaxis
+from demo_card import KneserNey, token_bytes, unigram_nats
 from trueaxis.cli import main
 from trueaxis.demo.corpus import modules
 from trueaxis.demo.run import RECIPES, Demonstration, Row
