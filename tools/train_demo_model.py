@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from demo_card import write_card
 from trueaxis.demo.corpus import texts
@@ -189,8 +189,11 @@ def add_gradients(replicas: list[LlamaForCausalLM]) -> None:
 def save(model: LlamaForCausalLM, out: Path) -> None:
     """Writes the weights in bfloat16."""
     half = copy.deepcopy(model).to(torch.bfloat16)
-    half.generation_config.update(do_sample=True, temperature=0.8, top_p=0.95, max_length=CONTEXT)
+    half.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.95, bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
     half.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
 
 
 def main() -> None:

@@ -110,7 +110,8 @@ def demonstrate(
         'default'
     """
     begun = time.perf_counter()
-    keys = [(rate, recipe) for rate in rates for recipe in RECIPES]
+    keys = [(rate, recipe) for rate in dict.fromkeys(rates) for recipe in RECIPES]
+    shown = keys.index((SHOWN_RATE if SHOWN_RATE in rates else max(rates), RECIPES[0]))
     steps = itertools.count(1)
 
     def step() -> None:
@@ -122,13 +123,11 @@ def demonstrate(
         tokens = _write_tokens(work, "evaluation", sequences)
         statistics, statistics_seconds = _measure(work, calibration, seed)
         step()
-        reports = []
+        directories, reports = [MODEL], []
         for rate, recipe in keys:
-            out = _directory(work, rate, recipe)
-            reports.append(compress(MODEL, out, bits=rate, recipe=recipe, statistics=statistics, seed=seed))
+            directories.append(work / f"{recipe}-{rate:g}")
+            reports.append(compress(MODEL, directories[-1], bits=rate, recipe=recipe, statistics=statistics, seed=seed))
             step()
-        shown = keys.index((SHOWN_RATE if SHOWN_RATE in rates else max(rates), RECIPES[0]))
-        directories = [MODEL, *(_directory(work, *key) for key in keys)]
         prompts = [PROMPT if place in (0, 1 + shown) else "" for place in range(len(directories))]
 
         def one(directory: Path, prompt: str) -> Trial:
@@ -148,10 +147,6 @@ def demonstrate(
         completions={"original": original.completion, f"{keys[shown][0]:g} bits": trials[shown].completion},
         seconds=time.perf_counter() - begun,
     )
-
-
-def _directory(work: Path, rate: float, recipe: str) -> Path:
-    return work / f"{recipe}-{rate:g}"
 
 
 def _measure(work: Path, calibration: Path, seed: int) -> tuple[Path, float]:

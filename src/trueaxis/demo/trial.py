@@ -85,10 +85,7 @@ def conduct(request: dict[str, Any]) -> Trial:
 
 def _continue(model: Any, tokenizer: Any, prompt: str) -> str:
     ids = tokenizer(prompt, return_tensors="pt")
-    written = model.generate(
-        **ids, max_new_tokens=COMPLETION_TOKENS, do_sample=True, temperature=0.7, top_p=0.95, max_length=None,
-        pad_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+    written = model.generate(**ids, max_new_tokens=COMPLETION_TOKENS)
     return tokenizer.decode(written[0], skip_special_tokens=True)
 
 
