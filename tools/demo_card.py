@@ -41,7 +41,7 @@ tags: [llama, code]
 {parameters:,} parameters in {dtype}, {file_bytes:,} bytes. It continues Python source and serves to show compression
 on any machine; it is far too small for other use.
 
-**Text.** The Python standard library's own source, read at run time from the installation ({python}) by
+**Text.** The Python standard library's own source (PSF licence), read at run time from the installation ({python}) by
 `trueaxis.demo.corpus`, which splits modules by name: {training_tokens:,} training and {evaluation_tokens:,} evaluation
 tokens; compression calibrates on a third split. None of the text is in the repository.
 
