@@ -24,14 +24,14 @@ test-transformers: $(VENV)/.installed
 	PYTHONPATH=build/transformers-$(TRANSFORMERS) $(BIN)/python -m pytest tests/runtime
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests tools benchmarks
-	$(BIN)/ruff format --check src tests tools benchmarks
+	$(BIN)/ruff check src tests tools benchmarks fuzz
+	$(BIN)/ruff format --check src tests tools benchmarks fuzz
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror cpp/*.cpp cpp/*.hpp
 
 format: $(VENV)/.installed
-	$(BIN)/ruff check --fix src tests tools benchmarks
-	$(BIN)/ruff format src tests tools benchmarks
+	$(BIN)/ruff check --fix src tests tools benchmarks fuzz
+	$(BIN)/ruff format src tests tools benchmarks fuzz
 	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
 
 clean:

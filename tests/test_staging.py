@@ -88,3 +88,10 @@ def test_what_stands_there_is_refused(tmp_path: Path) -> None:
         ):
             raise AssertionError("not reached")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_permissions_are_those_of_an_ordinary_directory(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    with staged_directory(tmp_path / "out", overwrite=False):
+        pass
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode

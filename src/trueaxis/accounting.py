@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -25,6 +26,10 @@ def tensor_reports(
         checkpoint: The original.
         matrices: (weight, name of its coordinates, metric in the original coordinates).
         tensor_bytes: Bytes of each tensor.
+
+    Returns:
+        In the order of the file. A tensor that lost nothing, as an exact one, is reported at its own rate with a gap
+        of 0: the limit of a continuous source has no finite value there.
     """
     known = {weight.name: (weight, coordinates, metric) for weight, coordinates, metric in matrices}
     rows = []
@@ -39,6 +44,7 @@ def tensor_reports(
         lost = distance(decoder.tensor(name).float().numpy() - original, metric)
         relative = lost / (distance(original, metric) or 1.0)
         limit = original_limit_bits(checkpoint, weight, original, metric, lost)
+        limit = limit if math.isfinite(limit) else bits
         rows.append(TensorReport(name, info.shape, coordinates, bits, relative, limit, bits - limit))
     return tuple(rows)
 
@@ -46,7 +52,10 @@ def tensor_reports(
 def original_limit_bits(
     checkpoint: Checkpoint, weight: Weight, original: Array, metric: Metric, distortion: float
 ) -> float:
-    """`limit_bits` of the original with its norm folded in, at the distortion achieved."""
+    """`limit_bits` of the original with its norm folded in, at the distortion achieved.
+
+    A tied matrix is taken as it is: as an embedding it reads no norm, so none can be folded into both of its uses.
+    """
     moment = metric.second_moment
     if moment is not None and weight.norm is not None and metric.embedding_weights is None:
         norm = checkpoint.tensor(weight.norm).float().numpy()

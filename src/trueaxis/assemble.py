@@ -20,6 +20,7 @@ from trueaxis.entropy.model import CLASSES, MAGNITUDES, Tables, pack_tables
 from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, segment
 from trueaxis.header import config_hash
 from trueaxis.model.checkpoint import Checkpoint, check_finite
+from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Rans
 from trueaxis.record import Record, RecordType
 from trueaxis.types import Array, Quantized, Weight
@@ -66,7 +67,11 @@ def alias_entries(checkpoint: Checkpoint) -> list[Entry]:
 
 def count_symbols(matrices: Sequence[Quantized]) -> Array:
     """Occurrences of |k| = 0..63 and beyond, uint64 [2, classes, 65], over all matrices."""
-    return _core.count_symbols(CLASSES, MAGNITUDES[-1], [segment(matrix) for matrix in matrices])
+    segments = [
+        (matrix.indices, matrix.contexts.row_codes, matrix.contexts.column_codes, matrix.contexts.shift, matrix.trellis)
+        for matrix in matrices
+    ]  # the original order of columns counts as well as that of the file, and needs no copy
+    return _core.count_symbols(CLASSES, MAGNITUDES[-1], segments)
 
 
 def assemble(
@@ -76,6 +81,7 @@ def assemble(
     tables: Tables,
     stage: Rans,
     header: Mapping[str, Any],
+    threads: int = 1,
 ) -> Assembled:
     """All files of the compressed model, in memory.
 
@@ -86,15 +92,22 @@ def assemble(
         tables: Fitted to these matrices.
         stage: Lanes and chaining.
         header: Facts of the model for its header.
+        threads: Matrices encoded side by side; the bytes do not depend on it.
     """
     groups = _shared_groups(matrices, stage)
     number_of = {weight.name: number for number, group in enumerate(groups) for weight, _ in group}
-    streams = [pack_shared([matrix for _, matrix in group], tables, stage.lanes) for group in groups]
+    streams = ordered_map(
+        lambda group: pack_shared([matrix for _, matrix in group], tables, stage.lanes), groups, threads
+    )
+    payloads = ordered_map(
+        lambda pair: pack_residual(pair[1], tables, stage.lanes, stage.chain, number_of.get(pair[0].name)),
+        matrices,
+        threads,
+    )
     entries = [
-        Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.RESIDUAL, pack_residual(
-            matrix, tables, stage.lanes, stage.chain, number_of.get(weight.name))),))
-        for weight, matrix in matrices
-    ]  # fmt: skip
+        Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.RESIDUAL, payload),))
+        for (weight, _), payload in zip(matrices, payloads, strict=True)
+    ]
     entries += [*exact, *alias_entries(checkpoint)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
     model_records += [Record(RecordType.STREAM, payload) for payload in streams]

@@ -48,7 +48,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trueaxis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    compress = commands.add_parser("compress", help="checkpoint to compressed directory, on target")
+    compress = commands.add_parser(
+        "compress",
+        help="checkpoint to compressed directory, on target",
+        description="Compress a checkpoint so that the whole file ends at most at the target and within 1 %% below it.",
+    )
     compress.add_argument(
         "model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)"
     )
@@ -168,6 +172,7 @@ def _inspect(options: argparse.Namespace) -> Result:
         f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
         f"{found['parameters']:,} parameters, format version {found['format_version']}",
         "recipe: " + json.dumps(found["recipe"].get("stages")),
+        "bytes: " + ", ".join(f"{purpose} {size:,}" for purpose, size in found["spent_bytes"].items()),
         f"{'tensor':50} {'shape':>16} {'storage':>10} {'bits/weight':>12} {'gap':>8} {'rel. distortion':>16}",
     ]
     rows = {row["name"]: row for row in (found["report"] or {}).get("tensors", [])}
@@ -185,7 +190,7 @@ def _verify(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import verify
 
     found = verify(options.out)
-    return {"verified": True, **found}, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
+    return found, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
 
 
 def _unpack(options: argparse.Namespace) -> Result:

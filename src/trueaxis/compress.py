@@ -111,7 +111,7 @@ def compress(
         fitted = fit_tables(count_symbols([outcome.quantized for outcome in outcomes]), tables.offsets)
         matrices = [(job.weight, outcome.quantized) for job, outcome in zip(jobs, outcomes, strict=True)]
         header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": []}
-        result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header)
+        result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header, threads)
         passes += 1
         if passes <= LEARNING_PASSES:
             learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])

@@ -186,7 +186,7 @@ def _parse_stage(stage: str, value: Any) -> Any:
     where = f"recipe.stages.{stage}"
     if not isinstance(value, Mapping) or "type" not in value:
         raise TrueaxisError(f"{where}: expected an object with a 'type', one of: {', '.join(STAGES[stage])}")
-    if value["type"] not in STAGES[stage]:
+    if not isinstance(value["type"], str) or value["type"] not in STAGES[stage]:
         raise TrueaxisError(f"{where}: unknown type {value['type']!r}; known: {', '.join(STAGES[stage])}")
     kind = STAGES[stage][value["type"]]
     settings = {key: item for key, item in value.items() if key != "type"}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueaxis.quantize.budget import PASSES, first_c, search
+from trueaxis.quantize.budget import LEARNING_PASSES, PASSES, first_c, search
 from trueaxis.quantize.plan import Planner
 from trueaxis.recipe import Feedback, RoundToNearest
 from trueaxis.types import Metric, TrueaxisError, Weight
@@ -61,7 +61,9 @@ def test_smooth_sizes_are_met_closely_and_soon(bits: float, octaves_off: float) 
 def test_sizes_that_drift_while_tables_are_learned(decay: float, bits: float) -> None:
     target = FIXED + int(bits * WEIGHTS / 8)
     for start in (-0.2, 0.2):
-        found, _ = settle(lambda c, n, start=start: gaussian_bytes(c) * (1 + start * decay ** min(n, 4)), target)
+        found, _ = settle(
+            lambda c, n, start=start: gaussian_bytes(c) * (1 + start * decay ** min(n, LEARNING_PASSES)), target
+        )
         assert 0.99 * target <= found.file_bytes <= target
 
 

@@ -90,8 +90,7 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
         chain: Weights that a stream should hold at least.
         shared: Number of a shared stream, or None to code the indices here.
     """
-    columns = quantized.indices.shape[0]
-    lanes = min(lanes, columns)
+    lanes = min(lanes, quantized.indices.shape[0])
     coded, strips_per_stream = [], 1
     if shared is None:
         coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
@@ -237,9 +236,7 @@ def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
         steps(header.grid.row_codes, header.grid.resolution),
         np.ascontiguousarray(column_groups(header.grid)[order]),
     )
-    weight = np.empty((header.rows, header.columns), np.float32)
-    weight[:, order] = values.T
-    return weight
+    return np.ascontiguousarray(values[np.argsort(order)].T)
 
 
 Description = tuple[Array, Array, int, int]

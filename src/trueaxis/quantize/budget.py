@@ -22,7 +22,7 @@ from trueaxis.types import TrueaxisError
 AIM = 0.997  # of the target; what the search heads for
 ENOUGH = 0.992  # of the target; less than this is searched on
 PASSES = 14
-LEARNING_PASSES = 4  # what passes learn changes the size by less than 0.1 % after so many
+LEARNING_PASSES = 2  # what passes learn changes the size by less than 0.03 % after so many
 WIDEST = 20.0  # octaves of c above the first guess at which everything is zero
 
 

@@ -9,6 +9,7 @@ Columns are visited from the last to the first in the plan's order. Inside a blo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ import torch
 from trueaxis import _core
 from trueaxis.entropy.model import CLASSES, CODES_PER_OCTAVE, ZERO_CLASS, Tables
 from trueaxis.quantize.grid import OCTAVE, column_groups, nearest_codes, resolution_for, steps
-from trueaxis.quantize.plan import Plan, row_scale_codes, shift_for
+from trueaxis.quantize.plan import Plan, shift_for
 from trueaxis.types import Array, Contexts, Grid, Quantized
 
 BLOCK = 64
@@ -28,14 +29,21 @@ class Outcome:
 
     Attributes:
         quantized: The integers.
-        errors: Ŵ − W [m, n] float32.
         residual_sums, residual_counts: float64 [classes, 2], for centroids.
+        visited_errors: Errors of the columns [n, m] float32, in the plan's order.
+        order: The plan's order.
     """
 
     quantized: Quantized
-    errors: Array
     residual_sums: Array
     residual_counts: Array
+    visited_errors: Array
+    order: Array
+
+    @cached_property
+    def errors(self) -> Array:
+        """Ŵ − W [m, n] float32."""
+        return np.ascontiguousarray(self.visited_errors[np.argsort(self.order)].T)
 
 
 def grid_at(plan: Plan, c: float) -> Grid:
@@ -67,12 +75,12 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
     rows, columns = plan.weight.shape
     grid = grid_at(plan, c)
     shift = shift_for(rows)
-    row_codes = row_scale_codes(plan)
+    row_codes = plan.row_scale_codes
     order = plan.order
     column_steps = steps(grid.column_codes[order], grid.resolution)
     row_steps = np.ascontiguousarray(steps(grid.row_codes, grid.resolution))
     groups = np.ascontiguousarray(column_groups(grid)[order])
-    weights = np.ascontiguousarray(plan.weight.T[order])
+    weights = torch.from_numpy(plan.weight).t().contiguous().numpy()[order]
     targets = torch.from_numpy(weights.copy())
     indices = np.empty((columns, rows), np.int32)
     errors = np.empty((columns, rows), np.float32)
@@ -92,13 +100,7 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
         if plan.feedback is not None and start > 0:
             factor = torch.from_numpy(plan.feedback[block, :start])
             targets[:start] -= factor.T @ torch.from_numpy(errors[block])
-    return _in_original_order(plan, grid, Contexts(row_codes, column_codes, shift), indices, errors, sums, counts)
-
-
-def _in_original_order(
-    plan: Plan, grid: Grid, contexts: Contexts, indices: Array, errors: Array, sums: Array, counts: Array
-) -> Outcome:
-    back = np.argsort(plan.order)
-    contexts = Contexts(contexts.row_codes, np.ascontiguousarray(contexts.column_codes[back]), contexts.shift)
+    back = np.argsort(order)
+    contexts = Contexts(row_codes, np.ascontiguousarray(column_codes[back]), shift)
     quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, centroids=plan.centroids)
-    return Outcome(quantized, np.ascontiguousarray(errors[back].T), sums, counts)
+    return Outcome(quantized, sums, counts, errors, order)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,11 @@ class Factor:
 
     order: Array
     lower: Array
+
+    @cached_property
+    def feedback(self) -> Array:
+        """C_ij / C_jj, float32 [n, n]; one array for all matrices that read the same space."""
+        return (self.lower / np.maximum(np.diag(self.lower), TINY)[None, :]).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +67,11 @@ class Plan:
         """The same plan with every step times `factor`."""
         return replace(self, row_steps=self.row_steps * factor)
 
+    @cached_property
+    def row_scale_codes(self) -> Array:
+        """See `row_scale_codes`; the same at every c, so found once."""
+        return row_scale_codes(self)
+
     @property
     def mean_log_step(self) -> float:
         """Mean of log₂ step over the weights."""
@@ -89,7 +100,7 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
     order, feedback, column_steps = np.arange(columns), None, np.full(columns, unit)
     if metric.second_moment is not None:
         found = factor(stage.damping)
-        order, feedback = found.order, _unit_columns(found.lower)
+        order, feedback = found.order, found.feedback
         diagonal = np.maximum(np.diag(found.lower), TINY)
         if rows < ROWS_FOR_COLUMN_STEPS:
             diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
@@ -136,7 +147,7 @@ def plan_gptq(stage: Gptq, weight: Array, metric: Metric, factor: Callable[..., 
     span = highest - np.minimum(np.minimum.reduceat(weight, starts, axis=1), 0)
     found = factor(stage.damping, ascending=True)
     return Plan(
-        weight, metric, found.order, _unit_columns(found.lower), np.ones(columns), 0.5 * _positive(span),
+        weight, metric, found.order, found.feedback, np.ones(columns), 0.5 * _positive(span),
         min(stage.group, columns), 0.0, False,
     )  # fmt: skip
 
@@ -147,7 +158,7 @@ def plan_gptq_uniform(stage: GptqUniform, weight: Array, metric: Metric, factor:
     root_mean_square = float(np.sqrt(np.mean(np.square(weight, dtype=np.float64)))) or TINY
     found = factor(stage.damping, ascending=True)
     return Plan(
-        weight, metric, found.order, _unit_columns(found.lower), np.full(columns, 0.5 * root_mean_square),
+        weight, metric, found.order, found.feedback, np.full(columns, 0.5 * root_mean_square),
         np.ones((rows, 1)), columns, 0.0, False,
     )  # fmt: skip
 
@@ -233,10 +244,6 @@ def row_scale_codes(plan: Plan) -> Array:
     if 0.69 * float(octaves.var()) * columns < 2.5:
         return np.zeros(rows, np.int32)
     return np.rint(octaves * (CODES_PER_OCTAVE << shift_for(rows))).astype(np.int32)
-
-
-def _unit_columns(lower: Array) -> Array:
-    return (lower / np.maximum(np.diag(lower), TINY)[None, :]).astype(np.float32)
 
 
 def _positive(values: Array) -> Array:
