@@ -1,16 +1,19 @@
-# Two commands: `make test` makes the environment and passes the tests; `make lint` runs the linters.
+# `make demo` and `make test` make the environment first; `make lint` runs the linters.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 TRANSFORMERS ?= 5.0.0
 
-.PHONY: test test-transformers lint format bench clean
+.PHONY: demo test test-transformers lint format bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/trueaxis demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
@@ -21,14 +24,14 @@ test-transformers: $(VENV)/.installed
 	PYTHONPATH=build/transformers-$(TRANSFORMERS) $(BIN)/python -m pytest tests/runtime
 
 lint: $(VENV)/.installed
-	$(BIN)/ruff check src tests benchmarks fuzz
-	$(BIN)/ruff format --check src tests benchmarks fuzz
+	$(BIN)/ruff check src tests tools benchmarks fuzz
+	$(BIN)/ruff format --check src tests tools benchmarks fuzz
 	$(BIN)/pyright
 	$(BIN)/clang-format --dry-run --Werror cpp/*.cpp cpp/*.hpp
 
 format: $(VENV)/.installed
-	$(BIN)/ruff check --fix src tests benchmarks fuzz
-	$(BIN)/ruff format src tests benchmarks fuzz
+	$(BIN)/ruff check --fix src tests tools benchmarks fuzz
+	$(BIN)/ruff format src tests tools benchmarks fuzz
 	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
 
 clean:

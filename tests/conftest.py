@@ -59,6 +59,14 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def demo_model() -> Path:
+    """The model that comes with the package: Llama, d 192, 4 layers, 6/2 heads, FFN 512, vocabulary 2048, tied."""
+    from trueaxis.demo.run import MODEL
+
+    return MODEL
+
+
+@pytest.fixture(scope="session")
 def compressed_llama(tiny_llama: Path, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_llama` at 6 bits, calibrated on `tokens`, with its statistics beside it in statistics.safetensors."""
     import trueaxis

@@ -97,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
     _add_eval(commands)
+    _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
@@ -114,6 +115,14 @@ def _add_eval(commands: Any) -> None:
     command.add_argument("--allow-overlap", action="store_true", help="evaluate on calibration text, and say so")
     command.add_argument("--device", default="cpu", metavar="D", help="torch device (default cpu)")
     command.set_defaults(run=_eval)
+
+
+def _add_demo(commands: Any) -> None:
+    text = "compress the model that comes with trueaxis at several rates, beside two baselines"
+    command = commands.add_parser("demo", help=text, description=text)
+    command.add_argument("--bits", type=float, nargs="+", default=[6, 5, 4, 3], metavar="B", help="rates to show")
+    command.add_argument("--sequences", type=int, default=24, metavar="N", help="to evaluate on, of 512 tokens")
+    command.set_defaults(run=_demo)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,6 +226,15 @@ def _eval(options: argparse.Namespace) -> Result:
     if found.overlap is not None:
         lines.append(f"estimated overlap with the calibration text: {found.overlap:.1%}")
     return asdict(found), "\n".join(lines)
+
+
+def _demo(options: argparse.Namespace) -> Result:
+    from trueaxis.demo.run import demonstrate
+    from trueaxis.demo.table import render
+
+    with _progress_bar() as progress:
+        found = demonstrate(options.bits, sequences=options.sequences, progress=progress)
+    return asdict(found), "" if options.json else render(found, terminal=sys.stdout.isatty())
 
 
 class _progress_bar:  # noqa: N801 - reads as a function at its one use
