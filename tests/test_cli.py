@@ -111,7 +111,7 @@ def test_bad_input_exits_1_with_one_line(tiny_llama: Path, tmp_path: Path, capsy
         ["inspect", tmp_path / "nothing"],
         ["unpack", tmp_path / "nothing", tmp_path / "out"],
         ["compress", tmp_path / "nothing", tmp_path / "out", "--bits", "3"],
-        ["compress", tiny_llama, tmp_path / "out", "--bits", "3"],
+        ["compress", tiny_llama, tmp_path / "out", "--bits", "3", "--statistics", tmp_path / "nothing"],
         ["compress", tiny_llama, tmp_path / "out", "--bits", "3", "--recipe", "awq"],
     ):
         assert main([str(argument) for argument in arguments]) == 1

@@ -62,7 +62,7 @@ def pack_record(record: Record) -> bytes:
 
     Example:
         >>> pack_record(Record(RecordType.ALIAS, b"w")).hex()
-        '14000001c63e12ad010000000000000077'
+        '14000001a55ea3e9010000000000000077'
     """
     frame = FRAME.pack(record.type, record.version, record.flags, 0, len(record.payload))
     crc = zlib.crc32(record.payload, zlib.crc32(frame))

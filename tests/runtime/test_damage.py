@@ -108,7 +108,7 @@ def test_flipped_bits_of_config_are_refused(copied: Path) -> None:
 
 def test_exit_code_and_name(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(copied), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["verified"] is True
+    assert json.loads(capsys.readouterr().out)["tensors"] > 0
     data = bytearray((copied / SHARD).read_bytes())
     data[-1] ^= 1
     (copied / SHARD).write_bytes(data)
