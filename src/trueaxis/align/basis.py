@@ -1,0 +1,266 @@
+"""Axes of one space: candidates, and the estimated rate by which they are judged.
+
+    terms (who reads and writes the space) ─▶ axes ─▶ R [n, n] orthogonal, its rows the new axes
+                                          └─▶ estimated_bits(R): what every matrix would take there
+
+At high rate Σ log C_jj is the same for every orthogonal R, so metric-aligned axes pay through columns that fall below the
+water level; axes that follow the weights' own covariance pay at every rate. `joint` minimizes the two together, over
+all matrices of the space at once.
+
+References: Ablin, Cardoso & Gramfort 2019, Beyond Pham's algorithm for joint diagonalization (quasi-Newton on the
+orthogonal group); QuaRot (arXiv:2404.00456) for rotation of the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trueaxis.types import Array
+
+if TYPE_CHECKING:
+    import torch
+
+STEP_ENERGY = 17.0  # ½ log₂(1 + 17 σ²/Δ²) bits: an entropy-coded uniform quantizer from low to high rate
+DAMPING = 1e-3
+ITERATIONS = 40
+CURVATURE_FLOOR = 0.01
+LARGEST_ANGLE = 0.2
+HALVINGS = 6
+PATIENCE = 3e-5  # of the bits: an iteration that gains less is the last
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One matrix, or several alike, as the space sees it.
+
+    Attributes:
+        covariance: S [n, n]: mean of w wᵀ over its rows (a reader) or columns (a writer), as vectors of the space.
+        count: Number of those vectors.
+        moment: H [n, n] for a reader; None for a writer or a table, whose errors cost the same in every direction.
+        level: What squared error is worth: g of the matrix, times the other side's part for a writer.
+    """
+
+    covariance: Array
+    count: int
+    moment: Array | None
+    level: float
+
+
+Axes = Callable[[Sequence[Term], float, int], Array]
+"""(terms, water level c², seed) ─▶ R [n, n]."""
+
+
+def estimated_bits(axes: Array, terms: Sequence[Term], water: float) -> float:
+    """Estimated bits per weight of all terms at steps² of `water` / (level · C_jj²); compares axes, never reported as a size.
+
+    Example:
+        >>> term = Term(np.diag([4.0, 1.0]), 10, None, 1.0)
+        >>> turned = np.array([[0.6, 0.8], [-0.8, 0.6]])
+        >>> estimated_bits(np.eye(2), [term], 0.1) < estimated_bits(turned, [term], 0.1)
+        True
+    """
+    import torch
+
+    with torch.inference_mode():
+        return float(_bits(_levels(torch.from_numpy(axes).float(), _Stacked(terms), water)))
+
+
+def identity(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """The checkpoint's own axes."""
+    return np.eye(_size(terms))
+
+
+def random_orthogonal(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """Haar-distributed: stabilizes, blind to structure."""
+    from scipy.stats import ortho_group
+
+    return ortho_group.rvs(_size(terms), random_state=seed) if _size(terms) > 1 else np.eye(1)
+
+
+def hadamard(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """Signed Hadamard of any size: Sylvester's for the power of two in n, an orthogonal DCT for the odd rest."""
+    from scipy.fft import dct
+    from scipy.linalg import hadamard as sylvester
+
+    size = _size(terms)
+    power = size & -size
+    flat = sylvester(power) / np.sqrt(power)
+    rest = dct(np.eye(size // power), norm="ortho", axis=0)
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size)
+    return np.kron(rest, flat) * signs
+
+
+def pca_weights(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """Principal axes of the weights' own covariance."""
+    return _principal(sum(term.count * term.covariance for term in terms))
+
+
+def pca_metric(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """Principal axes of what is read, each reader weighed by its sensitivity; own axes where nothing is read."""
+    read = [term.count * term.level * term.moment for term in terms if term.moment is not None]
+    return _principal(sum(read)) if read else np.eye(_size(terms))
+
+
+def pca_joint(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """Principal axes of Σ_W^½ H Σ_W^½: directions in which large weights meet large inputs."""
+    weights = sum(term.count * term.covariance for term in terms)
+    read = [term.count * term.level * term.moment for term in terms if term.moment is not None]
+    if not read:
+        return _principal(weights)
+    values, vectors = np.linalg.eigh(weights)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return _principal(root @ sum(read) @ root)
+
+
+def joint(terms: Sequence[Term], water: float, seed: int) -> Array:
+    """Approximate joint diagonalization of all terms by estimated rate, from the better of the principal axes.
+
+    A quasi-Newton step on the orthogonal group: the gradient in the angle of each pair of axes, divided by the
+    curvature that the covariances' diagonals imply, then halved until the rate falls.
+    """
+    import torch
+
+    starts = [axes(terms, water, seed) for axes in (identity, pca_weights, pca_metric, pca_joint)]
+    stacked = _Stacked(terms)
+    axes = torch.from_numpy(min(starts, key=lambda start: estimated_bits(start, terms, water))).float()
+    bits, direction = _descent(axes, stacked, water)
+    for _ in range(ITERATIONS):
+        found = _searched(axes, bits, direction, stacked, water)
+        if found is None:
+            break
+        axes, before = found, bits
+        bits, direction = _descent(axes, stacked, water)
+        if before - bits < PATIENCE * before:
+            break
+    return _nearest_orthogonal(axes.double().numpy())
+
+
+AXES: dict[str, Axes] = {
+    "identity": identity,
+    "random": random_orthogonal,
+    "hadamard": hadamard,
+    "pca-weights": pca_weights,
+    "pca-metric": pca_metric,
+    "pca-joint": pca_joint,
+    "joint": joint,
+}
+
+
+def best(names: Sequence[str], terms: Sequence[Term], water: float, seed: int) -> tuple[str, Array]:
+    """The candidate with the smallest estimated rate; earlier names win ties, so put the free one first."""
+    found = {name: AXES[name](terms, water, seed) for name in names}
+    name = min(names, key=lambda name: estimated_bits(found[name], terms, water))
+    return name, found[name]
+
+
+def _size(terms: Sequence[Term]) -> int:
+    return terms[0].covariance.shape[0]
+
+
+def _principal(matrix: Array) -> Array:
+    return np.ascontiguousarray(np.linalg.eigh((matrix + matrix.T) / 2)[1][:, ::-1].T)
+
+
+def _nearest_orthogonal(matrix: Array) -> Array:
+    left, _, right = np.linalg.svd(matrix)
+    return np.ascontiguousarray(left @ right)
+
+
+class _Stacked:
+    """Terms as float32 tensors, readers gathered by the moment they share."""
+
+    def __init__(self, terms: Sequence[Term]) -> None:
+        import torch
+
+        self.weights = sum(term.count for term in terms) * _size(terms)
+        shared: dict[int, list[Term]] = {}
+        for term in terms:
+            shared.setdefault(id(term.moment), []).append(term)
+        self.groups = [
+            (
+                None if group[0].moment is None else torch.from_numpy(group[0].moment).float(),
+                torch.from_numpy(np.stack([term.covariance * term.level for term in group])).float(),
+                torch.tensor([float(term.count) for term in group]) / self.weights,
+            )
+            for group in shared.values()
+        ]
+
+
+Levels = list[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]
+"""Per group: counts [t], energies along the axes [t, n], and what they are worth against the water level [t, n]."""
+
+
+def _levels(axes: torch.Tensor, stacked: _Stacked, water: float) -> Levels:
+    import torch
+
+    found = []
+    for moment, covariances, counts in stacked.groups:
+        energies = ((axes @ covariances) * axes).sum(dim=2).clamp_min(0)
+        if moment is None:
+            worth = torch.full_like(energies[:1], STEP_ENERGY / water)
+        else:
+            worth = STEP_ENERGY / water * _conditional_variances(axes @ moment @ axes.T)[None]
+        found.append((counts, energies, worth.expand_as(energies)))
+    return found
+
+
+def _bits(levels: Levels) -> torch.Tensor:
+    import torch
+
+    parts = [0.5 * (counts[:, None] * torch.log2(1 + worth * energies)).sum() for counts, energies, worth in levels]
+    return torch.stack(parts).sum()
+
+
+def _conditional_variances(moment: torch.Tensor) -> torch.Tensor:
+    """C_jj² of every coordinate, H = C Cᵀ with coordinates in descending order of energy."""
+    import torch
+
+    energy = moment.diagonal()
+    order = torch.argsort(energy, descending=True, stable=True)
+    damped = moment + DAMPING * energy.mean() * torch.eye(moment.shape[0])
+    factor = torch.linalg.cholesky(damped[order][:, order])
+    return torch.zeros_like(energy).index_copy(0, order, factor.diagonal().square())
+
+
+def _descent(axes: torch.Tensor, stacked: _Stacked, water: float) -> tuple[float, torch.Tensor]:
+    """Bits at these axes and a skew-symmetric direction in which they fall."""
+    import torch
+
+    leaf = axes.clone().requires_grad_(True)
+    levels = _levels(leaf, stacked, water)
+    bits = _bits(levels)
+    (gradient,) = torch.autograd.grad(bits, leaf)
+    slope = gradient @ axes.T
+    slope = slope - slope.T
+    curvature = torch.zeros_like(slope)
+    with torch.no_grad():
+        for counts, energies, worth in levels:
+            share = counts[:, None] * worth / (1 + worth * energies) / np.log(2)
+            gained = share.T @ energies  # [i, j]: axis i takes the energy of j
+            kept = (share * energies).sum(dim=0)
+            curvature += gained + gained.T - kept[:, None] - kept[None, :]
+        floor = CURVATURE_FLOOR / axes.shape[0] / np.log(2)
+        direction = -slope / curvature.abs().clamp_min(floor)
+    return float(bits.detach()), direction.clamp(-LARGEST_ANGLE, LARGEST_ANGLE)
+
+
+def _searched(
+    axes: torch.Tensor, bits: float, direction: torch.Tensor, stacked: _Stacked, water: float
+) -> torch.Tensor | None:
+    """Axes turned along the direction (Cayley's map), by as much as lowers the bits; None if nothing does."""
+    import torch
+
+    identity = torch.eye(axes.shape[0])
+    size = 1.0
+    with torch.inference_mode():
+        for _ in range(HALVINGS):
+            half = 0.5 * size * direction
+            moved = torch.linalg.solve(identity - half, (identity + half) @ axes)
+            if float(_bits(_levels(moved, stacked, water))) < bits:
+                return moved.clone()
+            size /= 3
+    return None
