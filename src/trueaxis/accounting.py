@@ -10,13 +10,13 @@ import numpy as np
 from trueaxis.metric.metric import distance, fold_norm, limit_bits
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.runtime.decode import Decoder
-from trueaxis.types import Array, Metric, TensorReport, Weight
+from trueaxis.types import Aligned, Array, Metric, TensorReport, Weight
 
 
 def tensor_reports(
     decoder: Decoder,
     checkpoint: Checkpoint,
-    matrices: Sequence[tuple[Weight, str, Metric]],
+    matrices: Sequence[tuple[Weight, Aligned, Metric]],
     tensor_bytes: Mapping[str, float],
 ) -> tuple[TensorReport, ...]:
     """A row for every tensor of the file; one of several slices has their sums, and the mean of their limits.
@@ -24,16 +24,16 @@ def tensor_reports(
     Args:
         decoder: Of the written file: distortion is that of what a reader will get, rounding to its dtype included.
         checkpoint: The original.
-        matrices: (weight, name of its coordinates, metric in the original coordinates).
+        matrices: (weight, the same in its coordinates, metric in the original coordinates).
         tensor_bytes: Bytes of each tensor.
 
     Returns:
         In the order of the file. A tensor that lost nothing, as an exact one, is reported at its own rate with a gap
         of 0: the limit of a continuous source has no finite value there.
     """
-    members: dict[str, list[tuple[Weight, str, Metric]]] = {}
-    for weight, coordinates, metric in matrices:
-        members.setdefault(weight.tensor, []).append((weight, coordinates, metric))
+    members: dict[str, list[tuple[Weight, Aligned, Metric]]] = {}
+    for row in matrices:
+        members.setdefault(row[0].tensor, []).append(row)
     rows = []
     for name, info in decoder.container.tensors.items():
         size = int(np.prod(info.shape, dtype=np.int64))
@@ -43,15 +43,14 @@ def tensor_reports(
             continue
         found = decoder.tensor(name)
         lost = energy = limit = 0.0
-        for weight, _, metric in members[name]:
+        for weight, aligned, metric in members[name]:
             original = checkpoint.matrix(weight).float().numpy()
             decoded = found if weight.slice is None else found[weight.slice]
             decoded = (decoded.T if weight.transposed else decoded).float().numpy()
-            own = distance(decoded - original, metric)
+            own = distance(decoded - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
             limit += original_limit_bits(checkpoint, weight, original, metric, own) * weight.size / size
-        limit = limit if math.isfinite(limit) else bits
-        coordinates = members[name][0][1]
+        coordinates = members[name][0][1].coordinates
         rows.append(TensorReport(name, info.shape, coordinates, bits, lost / (energy or 1.0), limit, bits - limit))
     return tuple(rows)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,8 +23,11 @@ from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Coder
 from trueaxis.record import Record, RecordType
-from trueaxis.runtime.matrices import matrix_records
+from trueaxis.runtime.matrices import CONSTANT_LIMIT, matrix_records
 from trueaxis.types import Array, Quantized, Weight
+
+if TYPE_CHECKING:
+    import torch
 
 SHARD_BYTES = 5 * 10**9
 WIDEST_FIRST = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -47,14 +50,15 @@ class Assembled:
     header_bytes: int
 
 
-def exact_entry(checkpoint: Checkpoint, weight: Weight) -> Entry:
-    """A tensor stored byte for byte."""
+def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:
+    """A tensor stored byte for byte, or by its one value where all entries are the same."""
     import torch
 
-    tensor = checkpoint.tensor(weight.name)
     check_finite(weight.name, tensor)
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, b"\0" + raw),))
+    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(max(tensor.numel(), 1), -1)
+    constant = 1 < tensor.numel() <= CONSTANT_LIMIT and bool((raw == raw[0]).all())
+    payload = b"\1" + raw[0].tobytes() if constant else b"\0" + raw.tobytes()
+    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, payload),))
 
 
 def alias_entries(checkpoint: Checkpoint) -> list[Entry]:

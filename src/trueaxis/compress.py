@@ -16,15 +16,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from trueaxis.accounting import tensor_reports
-from trueaxis.align.identity import ALIGNERS
+from trueaxis.align.gauge import ALIGNERS
+from trueaxis.align.network import Alignment, Network
 from trueaxis.assemble import Assembled, assemble, count_symbols, exact_entry, write_files
 from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from
 from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.function.none import FUNCTIONS
-from trueaxis.metric.metric import blind_spots, metric_for
+from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import obtain_statistics
-from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.parallel import default_threads, ordered_map
@@ -98,9 +98,16 @@ def compress(
     target = _target_bytes(checkpoint, bits, size)
     check_free(Path(out), overwrite)
     weights = trace(checkpoint)
-    exact = [exact_entry(checkpoint, weight) for weight in weights if weight.role == "exact"]
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    jobs = _prepare(checkpoint, [weight for weight in weights if weight.role != "exact"], measured, chosen, progress)
+    exact_bytes = sum(weight.size for weight in weights if weight.role == "exact") * 2
+    network = Network(checkpoint, weights, measured, 8.0 * max(target - exact_bytes, 1), seed)
+    alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
+    exact = [
+        exact_entry(weight, alignment.exact(weight.name, checkpoint.tensor(weight.name)))
+        for weight in weights
+        if weight.role == "exact"
+    ]
+    jobs = _prepare(network, alignment, chosen, progress)
     sketch_text = base64.b64encode(sketch(measured.shingles).tobytes()).decode()
     calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}
     tables = first_tables()
@@ -116,7 +123,7 @@ def compress(
             for job, outcome in zip(jobs, outcomes, strict=True)
         ]
         fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
-        header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": [], "calibration": calibrated}
+        header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": list(alignment.gauges), "calibration": calibrated}
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header, threads)
         passes += 1
         if passes <= LEARNING_PASSES:
@@ -132,7 +139,7 @@ def compress(
     with staged_directory(Path(out), overwrite) as staging:
         write_files(best, checkpoint, staging)
         verify(staging)
-        matrices = [(job.weight, job.aligned.coordinates, job.metric) for job in jobs]
+        matrices = [(job.weight, job.aligned, job.metric) for job in jobs]
         rows = tensor_reports(Decoder(staging), checkpoint, matrices, best.tensor_bytes)
         report = CompressionReport(
             file_bytes=best.file_bytes,
@@ -152,17 +159,16 @@ def compress(
     return report
 
 
-def _prepare(
-    checkpoint: Checkpoint, weights: Sequence[Weight], statistics: Statistics, recipe: Recipe, progress: Progress
-) -> list[Job]:
-    """Metric, alignment, function and plan of every matrix."""
-    planner = Planner(recipe.quantize)
+def _prepare(network: Network, alignment: Alignment, recipe: Recipe, progress: Progress) -> list[Job]:
+    """Metric, coordinates, function and plan of every matrix."""
+    planner, moments = Planner(recipe.quantize), {}
+    weights = [weight for weight in network.weights if weight.role != "exact"]
     jobs = []
     for number, weight in enumerate(weights):
-        matrix = checkpoint.matrix(weight).float()
+        matrix = network.checkpoint.matrix(weight).float()
         check_finite(weight.name, matrix)
-        metric = metric_for(weight, statistics)
-        aligned = ALIGNERS[type(recipe.align)](recipe.align, matrix.contiguous().numpy(), metric)
+        metric = network.metric(weight)
+        aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
         split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
         jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
         progress("prepare", number + 1, len(weights))

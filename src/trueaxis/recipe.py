@@ -27,6 +27,26 @@ class Identity:
     """Align: keep the checkpoint's own axes."""
 
 
+AXES = ("off", "best", "identity", "random", "hadamard", "pca-weights", "pca-metric", "pca-joint", "joint")
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """Align: the network's own symmetries, each space in its axes; see align/symmetry.py.
+
+    Attributes:
+        residual: Axes of the residual stream, one of `AXES`.
+        heads: Axes between values and output of each key-value head.
+        planes: "best" turns the rotary planes of queries and keys.
+        channels: "best" sorts the hidden channels of MLPs by energy.
+    """
+
+    residual: str = "best"
+    heads: str = "best"
+    planes: str = "best"
+    channels: str = "best"
+
+
 @dataclass(frozen=True)
 class NoFunction:
     """Function: f = 0, the residual is the weight."""
@@ -123,7 +143,7 @@ class RansPooled:
 
 
 STAGES: dict[str, dict[str, type]] = {
-    "align": {"identity": Identity},
+    "align": {"identity": Identity, "gauge": Gauge},
     "function": {"none": NoFunction},
     "quantize": {
         "feedback": Feedback,
@@ -150,7 +170,7 @@ class Recipe:
         True
     """
 
-    align: Identity = field(default_factory=Identity)
+    align: Identity | Gauge = field(default_factory=Identity)
     function: NoFunction = field(default_factory=NoFunction)
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
@@ -196,6 +216,9 @@ class Recipe:
 
 NAMED: dict[str, Recipe] = {
     "identity": Recipe(),
+    "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off")),
+    "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off")),
+    "gauge": Recipe(align=Gauge()),
     "rtn": Recipe(quantize=RoundToNearest()),
     "gptq": Recipe(quantize=Gptq()),
     "gptq-uniform": Recipe(quantize=GptqUniform()),
@@ -251,6 +274,9 @@ def _parse_stage(stage: str, value: Any) -> Any:
     _reject_unknown(where, settings, {item.name for item in fields(kind)})
     for key, item in settings.items():
         expected = type(getattr(defaults, key))
+        if expected is str:
+            _check_choice(f"{where}.{key}", item)
+            continue
         number = isinstance(item, int | float) and not isinstance(item, bool)
         if not (number and (expected is float or isinstance(item, int))):
             raise TrueaxisError(f"{where}.{key}: expected {expected.__name__}, found {item!r}")
@@ -258,6 +284,11 @@ def _parse_stage(stage: str, value: Any) -> Any:
     stage_value = replace(defaults, **settings)
     _check_ranges(where, stage_value)
     return stage_value
+
+
+def _check_choice(where: str, item: Any) -> None:
+    if item not in AXES:
+        raise TrueaxisError(f"{where}: unknown axes {item!r}; known: {', '.join(AXES)}")
 
 
 RANGES = {
@@ -272,6 +303,8 @@ RANGES = {
 
 def _check_ranges(where: str, value: Any) -> None:
     for key, item in asdict(value).items():
+        if isinstance(item, str):
+            continue
         low, high = RANGES[key]
         if not low <= item <= high:
             raise TrueaxisError(f"{where}.{key}: {item} is outside {low} to {high}")

@@ -3,9 +3,9 @@
     terms (who reads and writes the space) ─▶ axes ─▶ R [n, n] orthogonal, its rows the new axes
                                           └─▶ estimated_bits(R): what every matrix would take there
 
-At high rate Σ log C_jj is the same for every orthogonal R, so metric-aligned axes pay through columns that fall below the
-water level; axes that follow the weights' own covariance pay at every rate. `joint` minimizes the two together, over
-all matrices of the space at once.
+At high rate Σ log C_jj is the same for every orthogonal R, so metric-aligned axes pay through columns that fall below
+the water level; axes that follow the weights' own covariance pay at every rate. `joint` minimizes the two together,
+over all matrices of the space at once.
 
 References: Ablin, Cardoso & Gramfort 2019, Beyond Pham's algorithm for joint diagonalization (quasi-Newton on the
 orthogonal group); QuaRot (arXiv:2404.00456) for rotation of the residual stream.
@@ -55,7 +55,7 @@ Axes = Callable[[Sequence[Term], float, int], Array]
 
 
 def estimated_bits(axes: Array, terms: Sequence[Term], water: float) -> float:
-    """Estimated bits per weight of all terms at steps² of `water` / (level · C_jj²); compares axes, never reported as a size.
+    """Estimated bits per weight of all terms at steps² of `water` / (level · C_jj²); compares axes, is no size.
 
     Example:
         >>> term = Term(np.diag([4.0, 1.0]), 10, None, 1.0)
@@ -96,24 +96,23 @@ def hadamard(terms: Sequence[Term], water: float, seed: int) -> Array:
 
 def pca_weights(terms: Sequence[Term], water: float, seed: int) -> Array:
     """Principal axes of the weights' own covariance."""
-    return _principal(sum(term.count * term.covariance for term in terms))
+    return _principal(_total(terms))
 
 
 def pca_metric(terms: Sequence[Term], water: float, seed: int) -> Array:
     """Principal axes of what is read, each reader weighed by its sensitivity; own axes where nothing is read."""
-    read = [term.count * term.level * term.moment for term in terms if term.moment is not None]
-    return _principal(sum(read)) if read else np.eye(_size(terms))
+    read = _read(terms)
+    return np.eye(_size(terms)) if read is None else _principal(read)
 
 
 def pca_joint(terms: Sequence[Term], water: float, seed: int) -> Array:
     """Principal axes of Σ_W^½ H Σ_W^½: directions in which large weights meet large inputs."""
-    weights = sum(term.count * term.covariance for term in terms)
-    read = [term.count * term.level * term.moment for term in terms if term.moment is not None]
-    if not read:
+    weights, read = _total(terms), _read(terms)
+    if read is None:
         return _principal(weights)
     values, vectors = np.linalg.eigh(weights)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return _principal(root @ sum(read) @ root)
+    return _principal(root @ read @ root)
 
 
 def joint(terms: Sequence[Term], water: float, seed: int) -> Array:
@@ -159,6 +158,17 @@ def best(names: Sequence[str], terms: Sequence[Term], water: float, seed: int) -
 
 def _size(terms: Sequence[Term]) -> int:
     return terms[0].covariance.shape[0]
+
+
+def _total(terms: Sequence[Term]) -> Array:
+    """Covariance of all vectors of the space."""
+    return np.sum([term.count * term.covariance for term in terms], axis=0)
+
+
+def _read(terms: Sequence[Term]) -> Array | None:
+    """Moment of what is read, each reader weighed by size and sensitivity; None where nothing is."""
+    found = [term.count * term.level * term.moment for term in terms if term.moment is not None]
+    return np.sum(found, axis=0) if found else None
 
 
 def _principal(matrix: Array) -> Array:

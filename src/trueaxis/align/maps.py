@@ -2,8 +2,8 @@
 
     W′ = T_out W T_in⁻¹        H′ = T_in H T_inᵀ        b′ = T_out b
 
-A map is a tuple of steps, applied first to last. Every step knows two things: what it does to the rows of an array (T X)
-and what its inverse does to the columns of one (X T⁻¹). All of it is float64 NumPy.
+A map is a tuple of steps, applied first to last. Every step knows two things: what it does to the rows of an array
+(T X) and what its inverse does to the columns of one (X T⁻¹). All of it is float64 NumPy.
 """
 
 from __future__ import annotations
@@ -30,25 +30,8 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Scale:
-    """x′ᵢ = sᵢ xᵢ. Where sᵢ = 0 the coordinate is dead: its inverse is taken as 0.
-
-    Attributes:
-        factors: s [n] float64.
-    """
-
-    factors: Array
-
-    def rows(self, values: Array) -> Array:
-        return values * self.factors[:, None]
-
-    def columns(self, values: Array) -> Array:
-        return values * np.divide(1.0, self.factors, out=np.zeros_like(self.factors), where=self.factors != 0)
-
-
-@dataclass(frozen=True, eq=False)
 class Unscale:
-    """x′ᵢ = xᵢ / γᵢ: what is left of a normalized input once γ has moved into its readers, exactly W · diag(γ).
+    """x′ᵢ = xᵢ / γᵢ: what is left of a normalized input once γ has moved into its readers, W′ = W · diag(γ).
 
     Attributes:
         factors: γ [n] float64; where γᵢ = 0 the input is zero and stays so.
@@ -98,6 +81,54 @@ class Rotate:
         return self.rows(values.T).T
 
 
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """Rotations in planes of two coordinates each: x′ₐ = cos·xₐ + sin·x_b, x′_b = cos·x_b − sin·xₐ.
+
+    Attributes:
+        first, second: int [p], the coordinates a and b of each plane; no coordinate twice.
+        angles: [p] float64, radians.
+    """
+
+    first: Array
+    second: Array
+    angles: Array
+
+    def rows(self, values: Array) -> Array:
+        cosine, sine = np.cos(self.angles)[:, None], np.sin(self.angles)[:, None]
+        one, other = values[self.first], values[self.second]
+        moved = values.copy()
+        moved[self.first] = cosine * one + sine * other
+        moved[self.second] = cosine * other - sine * one
+        return moved
+
+    def columns(self, values: Array) -> Array:
+        return self.rows(values.T).T
+
+
+@dataclass(frozen=True, eq=False)
+class Within:
+    """A step on some of the coordinates: one part of a fused output.
+
+    Attributes:
+        part: int [s], the coordinates.
+        step: A step on s coordinates.
+    """
+
+    part: Array
+    step: Step
+
+    def rows(self, values: Array) -> Array:
+        moved = values.copy()
+        moved[self.part] = self.step.rows(values[self.part])
+        return moved
+
+    def columns(self, values: Array) -> Array:
+        moved = values.copy()
+        moved[:, self.part] = self.step.columns(values[:, self.part])
+        return moved
+
+
 Map = Sequence[Step]
 
 
@@ -120,21 +151,3 @@ def moment(steps: Map, second_moment: Array) -> Array:
     """H′ = T H Tᵀ, symmetric to the last bit."""
     moved = on_rows(steps, on_rows(steps, second_moment).T)
     return (moved + moved.T) / 2
-
-
-def row_weights(steps: Map, size: int) -> Array | None:
-    """diag(S⁻ᵀ S⁻¹) of an output map whose scales stand alone: what an error after S costs where it cost 1 before.
-
-    Rotations and permutations change nothing; None then.
-
-    Args:
-        steps: Output map.
-        size: Number of outputs.
-    """
-    weights, scaled = np.ones(size), False
-    for step in steps:
-        if isinstance(step, Scale):
-            weights, scaled = weights / np.square(step.factors), True
-        elif isinstance(step, Permute):
-            weights = weights[step.order]
-    return weights if scaled else None

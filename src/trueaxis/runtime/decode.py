@@ -17,7 +17,7 @@ from trueaxis.entropy.model import Tables, unpack_tables
 from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared, dequantize
 from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
-from trueaxis.runtime.matrices import Matrix, matrices
+from trueaxis.runtime.matrices import CONSTANT_LIMIT, Matrix, matrices
 from trueaxis.types import Array, FormatError
 
 if TYPE_CHECKING:
@@ -177,13 +177,14 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
 
 
 def _planes(info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tensor:
-    """An exact tensor: mode byte 0, then its bytes."""
+    """An exact tensor: mode 0 and its bytes, or mode 1 and the one value of all its entries."""
     import torch
 
-    expected = 1 + info.size * ITEM_BYTES[info.dtype]
-    if len(record.payload) != expected or record.payload[0] != 0:
-        raise FormatError(f"{info.name}: planes record of {len(record.payload)} bytes, expected {expected}, mode 0")
+    constant = record.payload[:1] == b"\1" and 0 < info.size <= CONSTANT_LIMIT
+    expected = 1 + (1 if constant else info.size) * ITEM_BYTES[info.dtype]
+    if len(record.payload) != expected or record.payload[0] != int(constant):
+        raise FormatError(f"{info.name}: planes record of {len(record.payload)} bytes, expected {expected}, mode 0 or 1")
     if info.size == 0:
         return torch.empty(info.shape, dtype=dtype)
-    raw = np.frombuffer(record.payload, np.uint8, offset=1).copy()
-    return torch.from_numpy(raw).view(dtype).reshape(info.shape)
+    value = torch.from_numpy(np.frombuffer(record.payload, np.uint8, offset=1).copy()).view(dtype)
+    return value.repeat(info.size if constant else 1).reshape(info.shape)

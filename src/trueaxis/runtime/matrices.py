@@ -18,6 +18,7 @@ from trueaxis.record import Record, RecordType
 from trueaxis.types import FormatError
 
 TRANSPOSE = b"\0"
+CONSTANT_LIMIT = 1 << 22  # entries of a tensor that one value stands for
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,97 @@
+"""Gauge: the network in other coordinates, computing the same function. Zero bytes, zero runtime.
+
+    Network ─▶ symmetries, each in its axes ─▶ checked on the model itself ─▶ Alignment
+
+The check runs the original and the gauged model in float32 on tokens drawn as the calibration text draws them; a
+symmetry that moves the output by 10⁻⁶ nats or more is named and left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trueaxis.align.network import Alignment, Change, Network
+from trueaxis.align.symmetry import SYMMETRIES, Part
+from trueaxis.metric.running import forward, load_model
+from trueaxis.model.architecture import locate, parameter
+from trueaxis.recipe import Gauge, Identity
+
+LARGEST_KL_NATS = 1e-6
+CHECK_TOKENS = (4, 64)  # sequences, length
+
+
+def identity(stage: Identity, network: Network) -> Alignment:
+    """The checkpoint's own axes: the baseline of every other coordinate system, and free."""
+    return Alignment()
+
+
+def gauge(stage: Gauge, network: Network) -> Alignment:
+    """Every symmetry of the network in its best axes, each of them exact.
+
+    Args:
+        stage: Axes per symmetry: a name of `basis.AXES`, "best", or "off".
+        network: Checkpoint and statistics.
+    """
+    wanted = {"residual": stage.residual, "heads": stage.heads, "planes": stage.planes, "channels": stage.channels}
+    parts = [SYMMETRIES[name](network, axes) for name, axes in wanted.items() if axes != "off"]
+    used = [part for part in parts if part.changes]
+    left_out: dict[str, float] = {}
+    if used and not _is_exact(network, used):
+        left_out = {part.name: kl for part in used if (kl := _moved_nats(network, [part])) >= LARGEST_KL_NATS}
+        used = [part for part in used if part.name not in left_out]
+    notes = [f"{part.name}: {_told(part, left_out)}" for part in parts]
+    return Alignment(_joined(used), tuple(notes))
+
+
+ALIGNERS = {Identity: identity, Gauge: gauge}
+
+
+def _told(part: Part, left_out: dict[str, float]) -> str:
+    return f"left out, it moves the output by {left_out[part.name]:.1e} nats" if part.name in left_out else part.choice
+
+
+def _joined(parts: Sequence[Part]) -> dict[str, Change]:
+    changes: dict[str, Change] = {}
+    for part in parts:
+        for name, change in part.changes.items():
+            changes[name] = changes[name].joined(change) if name in changes else change
+    return changes
+
+
+def _is_exact(network: Network, parts: Sequence[Part]) -> bool:
+    return _moved_nats(network, parts) < LARGEST_KL_NATS
+
+
+def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
+    """KL(original ‖ gauged) per token."""
+    import torch
+
+    counts = network.statistics.token_counts.astype(np.float64) + 0.5
+    generator = np.random.default_rng(network.seed)
+    ids = torch.from_numpy(generator.choice(counts.size, CHECK_TOKENS, p=counts / counts.sum()))
+    with torch.inference_mode():
+        expected = forward(load_model(network.checkpoint), ids).logits
+        found = forward(_gauged_model(network, _joined(parts)), ids).logits
+        log_p, log_q = (logits.double().log_softmax(-1) for logits in (expected, found))
+        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+
+
+def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:
+    """The running model with its parameters in new coordinates, float32."""
+    import torch
+
+    model = load_model(network.checkpoint)
+    places = {weight.name: locate(model, weight.place) for weight in network.weights if weight.place is not None}
+    biases = {
+        weight.bias: parameter(model, f"{weight.place.module}.bias")
+        for weight in network.weights
+        if weight.bias is not None and weight.place is not None
+    }
+    for name, change in changes.items():
+        found = places.get(name, biases.get(name))
+        found = parameter(model, name) if found is None else found
+        found.copy_(torch.from_numpy(change.tensor(found.double().numpy())))
+    return model
