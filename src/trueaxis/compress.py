@@ -102,11 +102,7 @@ def compress(
     exact_bytes = sum(weight.size for weight in weights if weight.role == "exact") * 2
     network = Network(checkpoint, weights, measured, 8.0 * max(target - exact_bytes, 1), seed)
     alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
-    exact = [
-        exact_entry(weight, alignment.exact(weight.name, checkpoint.tensor(weight.name)))
-        for weight in weights
-        if weight.role == "exact"
-    ]
+    exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _prepare(network, alignment, chosen, progress)
     sketch_text = base64.b64encode(sketch(measured.shingles).tobytes()).decode()
     calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}

@@ -92,11 +92,11 @@ class Alignment:
             )  # fmt: skip
         return Aligned(change.coordinates, change.tensor(matrix).astype(np.float32), moved)
 
-    def exact(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    def exact(self, checkpoint: Checkpoint, weight: Weight) -> torch.Tensor:
         """A norm or bias in new coordinates, in its own dtype."""
         import torch
 
-        change = self.changes.get(name)
+        tensor, change = checkpoint.tensor(weight.name), self.changes.get(weight.name)
         return tensor if change is None else torch.from_numpy(change.tensor(tensor.double().numpy())).to(tensor.dtype)
 
 
