@@ -24,7 +24,9 @@ from trueaxis.types import Array
 if TYPE_CHECKING:
     import torch
 
-STEP_ENERGY = 17.0  # ½ log₂(1 + 17 σ²/Δ²) bits: an entropy-coded uniform quantizer from low to high rate
+STEP_ENERGY = 17.0  # ½ log₂(1 + 17 u) bits for u = σ²/Δ²: an entropy-coded uniform quantizer from low to high rate
+ERRORS = 12.0  # its error: u / (1 + 12 u) steps², all of u at low rate, 1/12 at high rate
+SLOPE = ERRORS / (2 * np.log(2))  # bits that a step² of distortion is worth there, −dR/dD at high rate
 DAMPING = 1e-3
 ITERATIONS = 40
 CURVATURE_FLOOR = 0.01
@@ -55,7 +57,7 @@ Axes = Callable[[Sequence[Term], float, int], Array]
 
 
 def estimated_bits(axes: Array, terms: Sequence[Term], water: float) -> float:
-    """Estimated bits per weight of all terms at steps² of `water` / (level · C_jj²); compares axes, is no size.
+    """Estimated rate + λ·distortion per weight, in bits, at steps² of `water` / (level · C_jj²): to compare axes by.
 
     Example:
         >>> term = Term(np.diag([4.0, 1.0]), 10, None, 1.0)
@@ -66,7 +68,7 @@ def estimated_bits(axes: Array, terms: Sequence[Term], water: float) -> float:
     import torch
 
     with torch.inference_mode():
-        return float(_bits(_levels(torch.from_numpy(axes).float(), _Stacked(terms), water)))
+        return float(_bits(_levels(torch.from_numpy(axes.astype(np.float32, order="C")), _Stacked(terms), water)))
 
 
 def identity(terms: Sequence[Term], water: float, seed: int) -> Array:
@@ -124,8 +126,9 @@ def joint(terms: Sequence[Term], water: float, seed: int) -> Array:
     import torch
 
     starts = [axes(terms, water, seed) for axes in (identity, pca_weights, pca_metric, pca_joint)]
+    start = min(starts, key=lambda axes: estimated_bits(axes, terms, water))
     stacked = _Stacked(terms)
-    axes = torch.from_numpy(min(starts, key=lambda start: estimated_bits(start, terms, water))).float()
+    axes = torch.from_numpy(start.astype(np.float32, order="C"))
     bits, direction = _descent(axes, stacked, water)
     for _ in range(ITERATIONS):
         found = _searched(axes, bits, direction, stacked, water)
@@ -200,8 +203,8 @@ class _Stacked:
         ]
 
 
-Levels = list[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]]
-"""Per group: counts [t], energies along the axes [t, n], and what they are worth against the water level [t, n]."""
+Levels = list[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]]
+"""Per group: counts [t], energies along the axes [t, n], their worth in steps² [n], fed-back error in steps² [t, n]."""
 
 
 def _levels(axes: torch.Tensor, stacked: _Stacked, water: float) -> Levels:
@@ -211,29 +214,36 @@ def _levels(axes: torch.Tensor, stacked: _Stacked, water: float) -> Levels:
     for moment, covariances, counts in stacked.groups:
         energies = ((axes @ covariances) * axes).sum(dim=2).clamp_min(0)
         if moment is None:
-            worth = torch.full_like(energies[:1], STEP_ENERGY / water)
+            worth = torch.full_like(energies[0], 1 / water)
+            found.append((counts, energies, worth, torch.zeros_like(energies)))
         else:
-            worth = STEP_ENERGY / water * _conditional_variances(axes @ moment @ axes.T)[None]
-        found.append((counts, energies, worth.expand_as(energies)))
+            found.append((counts, energies, *_fed_back(axes @ moment @ axes.T / water, energies)))
     return found
+
+
+def _fed_back(moment: torch.Tensor, energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """C_jj² [n] and Σ_{i>j} eᵢ² C_ij² [t, n]: errors of coordinates visited before j, which its target takes up."""
+    import torch
+
+    own = moment.diagonal()
+    order = torch.argsort(own, descending=True, stable=True)
+    damped = moment + DAMPING * own.mean() * torch.eye(moment.shape[0])
+    squares = torch.linalg.cholesky(damped[order][:, order]).square()
+    worth, sorted_energies = squares.diagonal(), energies[:, order]
+    errors = sorted_energies / (1 + ERRORS * sorted_energies * worth)
+    back = torch.argsort(order)
+    return worth[back], (errors @ squares.tril(-1))[:, back]
 
 
 def _bits(levels: Levels) -> torch.Tensor:
     import torch
 
-    parts = [0.5 * (counts[:, None] * torch.log2(1 + worth * energies)).sum() for counts, energies, worth in levels]
+    parts = []
+    for counts, energies, worth, fed_back in levels:
+        steps = energies * worth + fed_back
+        cost = 0.5 * torch.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
+        parts.append((counts[:, None] * cost).sum())
     return torch.stack(parts).sum()
-
-
-def _conditional_variances(moment: torch.Tensor) -> torch.Tensor:
-    """C_jj² of every coordinate, H = C Cᵀ with coordinates in descending order of energy."""
-    import torch
-
-    energy = moment.diagonal()
-    order = torch.argsort(energy, descending=True, stable=True)
-    damped = moment + DAMPING * energy.mean() * torch.eye(moment.shape[0])
-    factor = torch.linalg.cholesky(damped[order][:, order])
-    return torch.zeros_like(energy).index_copy(0, order, factor.diagonal().square())
 
 
 def _descent(axes: torch.Tensor, stacked: _Stacked, water: float) -> tuple[float, torch.Tensor]:
@@ -248,8 +258,10 @@ def _descent(axes: torch.Tensor, stacked: _Stacked, water: float) -> tuple[float
     slope = slope - slope.T
     curvature = torch.zeros_like(slope)
     with torch.no_grad():
-        for counts, energies, worth in levels:
-            share = counts[:, None] * worth / (1 + worth * energies) / np.log(2)
+        for counts, energies, worth, fed_back in levels:
+            steps = energies * worth + fed_back
+            slopes = STEP_ENERGY / (1 + STEP_ENERGY * steps) / np.log(2) + 2 * SLOPE / (1 + ERRORS * steps) ** 2
+            share = counts[:, None] * worth * slopes
             gained = share.T @ energies  # [i, j]: axis i takes the energy of j
             kept = (share * energies).sum(dim=0)
             curvature += gained + gained.T - kept[:, None] - kept[None, :]

@@ -1,0 +1,58 @@
+"""Axes: orthogonal for every size, planted ones are found, and nothing is gained where nothing was planted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import ortho_group
+
+from trueaxis.align.basis import AXES, Term, best, estimated_bits, identity, joint, pca_metric, random_orthogonal
+
+
+def term(rows: np.ndarray, moment: np.ndarray | None = None, level: float = 1.0) -> Term:
+    return Term(rows.T @ rows / rows.shape[0], rows.shape[0], moment, level)
+
+
+@pytest.mark.parametrize("name", AXES)
+@pytest.mark.parametrize("size", [1, 2, 3, 12, 40])
+def test_axes_are_orthogonal_for_every_size(name: str, size: int) -> None:
+    rng = np.random.default_rng(size)
+    terms = [term(rng.normal(size=(50, size)), np.cov(rng.normal(size=(size, 90))).reshape(size, size)) for _ in "ab"]
+    axes = AXES[name]([*terms, term(rng.normal(size=(9, size)))], 0.1, 5)
+    np.testing.assert_allclose(axes @ axes.T, np.eye(size), atol=1e-12)
+
+
+def test_planted_axes_are_found_from_many_matrices() -> None:
+    """Matrices with different scales along the same hidden axes: joint comes within 2 % of what they save."""
+    rng, size = np.random.default_rng(0), 32
+    hidden = ortho_group.rvs(size, random_state=1)
+    terms = [term(rng.normal(size=(4000, size)) * 2.0 ** rng.normal(0, 1.5, size) @ hidden) for _ in range(6)]
+    bits = {name: estimated_bits(axes, terms, 0.05) for name, axes in (
+        ("own", np.eye(size)), ("hidden", hidden), ("found", joint(terms, 0.05, 0)))}  # fmt: skip
+    planted = bits["own"] - bits["hidden"]
+    assert planted > 0.2
+    assert bits["own"] - bits["found"] > 0.98 * planted
+
+
+def test_a_dead_subspace_is_found_through_the_metric() -> None:
+    """White weights that read a low-dimensional input: only the metric tells the axes."""
+    rng, size = np.random.default_rng(2), 48
+    basis = ortho_group.rvs(size, random_state=3)
+    moment = basis[:12].T @ basis[:12] + 1e-6 * np.eye(size)
+    terms = [term(rng.normal(size=(5000, size)), moment) for _ in range(2)]
+    own, found = (estimated_bits(axes(terms, 0.05, 0), terms, 0.05) for axes in (identity, pca_metric))
+    assert found < own - 0.1
+    assert estimated_bits(joint(terms, 0.05, 0), terms, 0.05) <= found + 1e-3
+
+
+def test_white_weights_save_nothing() -> None:
+    terms = [term(np.random.default_rng(4).normal(size=(40000, 16)))]
+    own, found = (estimated_bits(axes(terms, 0.1, 0), terms, 0.1) for axes in (identity, joint))
+    assert own - found < 1e-3
+    assert estimated_bits(random_orthogonal(terms, 0.1, 0), terms, 0.1) == pytest.approx(own, abs=1e-3)
+
+
+def test_ties_go_to_the_first_name() -> None:
+    name, axes = best(("identity", "hadamard"), [Term(np.eye(4), 10, None, 1.0)], 0.1, 0)
+    assert name == "identity"
+    np.testing.assert_array_equal(axes, np.eye(4))
