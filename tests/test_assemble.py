@@ -34,7 +34,9 @@ def matrices_of(checkpoint: Checkpoint, c: float = 0.02) -> Matrices:
 
 
 def assembled(checkpoint: Checkpoint, matrices: Matrices, stage: Rans) -> Assembled:
-    exact = [exact_entry(checkpoint, weight) for weight in trace(checkpoint) if weight.role == "exact"]
+    exact = [
+        exact_entry(weight, checkpoint.tensor(weight.name)) for weight in trace(checkpoint) if weight.role == "exact"
+    ]
     tables = fit_tables(count_symbols([matrix for _, matrix in matrices]), first_tables().offsets)
     return assemble(checkpoint, matrices, exact, tables, stage, {"recipe": {}, "sketch": "", "gauge": []})
 

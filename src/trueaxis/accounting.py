@@ -50,6 +50,7 @@ def tensor_reports(
             own = distance(decoded - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
             limit += original_limit_bits(checkpoint, weight, original, metric, own) * weight.size / size
+        limit = limit if math.isfinite(limit) else bits
         coordinates = members[name][0][1].coordinates
         rows.append(TensorReport(name, info.shape, coordinates, bits, lost / (energy or 1.0), limit, bits - limit))
     return tuple(rows)

@@ -99,8 +99,7 @@ def compress(
     check_free(Path(out), overwrite)
     weights = trace(checkpoint)
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    exact_bytes = sum(weight.size for weight in weights if weight.role == "exact") * 2
-    network = Network(checkpoint, weights, measured, 8.0 * max(target - exact_bytes, 1), seed)
+    network = Network(checkpoint, weights, measured, 8.0 * target, seed)
     alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _prepare(network, alignment, chosen, progress)
@@ -119,7 +118,12 @@ def compress(
             for job, outcome in zip(jobs, outcomes, strict=True)
         ]
         fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
-        header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": list(alignment.gauges), "calibration": calibrated}
+        header = {
+            "recipe": chosen.to_json(),
+            "sketch": sketch_text,
+            "gauge": list(alignment.gauges),
+            "calibration": calibrated,
+        }
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header, threads)
         passes += 1
         if passes <= LEARNING_PASSES:

@@ -183,7 +183,9 @@ def _planes(info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tenso
     constant = record.payload[:1] == b"\1" and 0 < info.size <= CONSTANT_LIMIT
     expected = 1 + (1 if constant else info.size) * ITEM_BYTES[info.dtype]
     if len(record.payload) != expected or record.payload[0] != int(constant):
-        raise FormatError(f"{info.name}: planes record of {len(record.payload)} bytes, expected {expected}, mode 0 or 1")
+        raise FormatError(
+            f"{info.name}: planes record of {len(record.payload)} bytes, expected {expected}, mode 0 or 1"
+        )
     if info.size == 0:
         return torch.empty(info.shape, dtype=dtype)
     value = torch.from_numpy(np.frombuffer(record.payload, np.uint8, offset=1).copy()).view(dtype)
