@@ -3,19 +3,24 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <new>
+#include <cmath>
 #include <stdexcept>
 
 #include "feedback.hpp"
+#include "isa.hpp"
 #include "rans.hpp"
 #include "side.hpp"
 #include "table.hpp"
 #include "trellis.hpp"
+#include "viterbi.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -177,37 +182,47 @@ void bind_side(nb::module_& m) {
     });
 }
 
+RoundingModel rounding_model(const In<float, 3>& bits, const In<float, 3>& offsets, const In<uint8_t, 1>& orders,
+                             float lambda, int trellis) {
+    const size_t classes = bits.shape(1);
+    require(bits.shape(0) == kQuantizers && classes >= 1 && classes <= 64 && bits.shape(2) >= 3 &&
+                offsets.shape(0) == kQuantizers && offsets.shape(1) == classes && offsets.shape(2) == 2 &&
+                orders.shape(0) == classes,
+            "rounding: expected bits [2, classes, K + 2], offsets [2, classes, 2], orders [classes]");
+    return {bits.data(),
+            offsets.data(),
+            orders.data(),
+            static_cast<int>(classes),
+            static_cast<int>(bits.shape(2)) - 2,
+            lambda,
+            trellis};
+}
+
 void bind_feedback(nb::module_& m) {
     m.def(
         "quantize_block",
         [](In<float, 2> weights, InOut<float, 2> targets, std::optional<In<float, 2>> factor, In<float, 1> column_steps,
            In<float, 2> row_steps, In<int32_t, 1> groups, In<int32_t, 1> row_codes, int shift, int codes_per_octave,
-           int zero_code, In<float, 2> bits, In<float, 2> offsets, In<uint8_t, 1> escape_orders, float lambda,
-           InOut<double, 2> sums, InOut<double, 2> counts) {
+           int zero_code, In<float, 3> bits, In<float, 3> offsets, In<uint8_t, 1> escape_orders, float lambda,
+           int trellis, InOut<double, 3> sums, InOut<double, 3> counts) {
             const size_t columns = weights.shape(0);
             const size_t rows = weights.shape(1);
-            const size_t classes = bits.shape(0);
+            const size_t classes = bits.shape(1);
             require(targets.shape(0) == columns && targets.shape(1) == rows && column_steps.shape(0) == columns &&
                         groups.shape(0) == columns && row_steps.shape(0) == rows && row_codes.shape(0) == rows,
                     "quantize_block: shapes differ");
             require(!factor || (factor->shape(0) == columns && factor->shape(1) == columns),
                     "quantize_block: factor is not [columns, columns]");
-            require(classes >= 1 && bits.shape(1) >= 3 && offsets.shape(0) == classes && offsets.shape(1) == 2 &&
-                        escape_orders.shape(0) == classes && sums.shape(0) == classes && sums.shape(1) == 2 &&
-                        counts.shape(0) == classes && counts.shape(1) == 2,
-                    "quantize_block: tables differ in their number of classes");
+            require(sums.shape(0) == 2 && sums.shape(1) == classes && sums.shape(2) == 2 && counts.shape(0) == 2 &&
+                        counts.shape(1) == classes && counts.shape(2) == 2,
+                    "quantize_block: residuals are not [2, classes, 2]");
             for (size_t j = 0; j < columns; ++j)
                 require(groups.data()[j] >= 0 && static_cast<size_t>(groups.data()[j]) < row_steps.shape(1),
                         "quantize_block: a group is out of range");
             auto indices = allocate<int32_t, 2>({columns, rows});
             auto errors = allocate<float, 2>({columns, rows});
             auto codes = allocate<int32_t, 1>({columns});
-            const RoundingModel model{bits.data(),
-                                      offsets.data(),
-                                      escape_orders.data(),
-                                      static_cast<int>(classes),
-                                      static_cast<int>(bits.shape(1)) - 2,
-                                      lambda};
+            const RoundingModel model = rounding_model(bits, offsets, escape_orders, lambda, trellis);
             const FeedbackBlock block{columns,
                                       rows,
                                       weights.data(),
@@ -234,7 +249,30 @@ void bind_feedback(nb::module_& m) {
         },
         "weights"_a, "targets"_a, "factor"_a.none(), "column_steps"_a, "row_steps"_a, "groups"_a, "row_codes"_a,
         "shift"_a, "codes_per_octave"_a, "zero_code"_a, "bits"_a, "offsets"_a, "escape_orders"_a, "rate_weight"_a,
-        "residual_sums"_a, "residual_counts"_a);
+        "trellis"_a, "residual_sums"_a, "residual_counts"_a);
+    m.def("viterbi", [](In<float, 1> targets, In<uint8_t, 1> classes, In<float, 3> bits, In<float, 3> offsets,
+                        In<uint8_t, 1> escape_orders, float lambda, int trellis) {
+        const Rounding rounding(rounding_model(bits, offsets, escape_orders, lambda, trellis));
+        const size_t rows = targets.shape(0);
+        require(classes.shape(0) == rows, "viterbi: one class per target");
+        for (size_t i = 0; i < rows; ++i)
+            require(classes.data()[i] < rounding.classes(), "viterbi: a class is out of range");
+        auto indices = allocate<int32_t, 1>({rows});
+        const nb::gil_scoped_release release;
+        Column column(rows, rounding.states());
+        std::copy_n(targets.data(), rows, column.targets.begin());
+        std::copy_n(classes.data(), rows, column.classes.begin());
+        search_path(rounding, column);
+        for (size_t i = 0; i < rows; ++i)
+            indices.data()[i] = static_cast<int32_t>(std::copysign(magnitude_at(column, i), targets.data()[i]));
+        return indices;
+    });
+}
+
+void bind_instruction_sets(nb::module_& m) {
+    m.def("instruction_sets", &instruction_sets);
+    m.def("use_instruction_set", &use_instruction_set);
+    use_environment();
 }
 
 }  // namespace
@@ -246,4 +284,5 @@ NB_MODULE(_core, m) {
     trueaxis::bind_streams(m);
     trueaxis::bind_side(m);
     trueaxis::bind_feedback(m);
+    trueaxis::bind_instruction_sets(m);
 }

@@ -92,13 +92,11 @@ def first_tables() -> Tables:
 
 
 def offsets_from(residuals: Sequence[tuple[Array, Array]]) -> Array:
-    """int8 [2, classes, 2] centroid offsets from every matrix's residual sums and counts [classes, 2] (quantizer 0)."""
+    """int8 [2, classes, 2] centroid offsets from every matrix's residual sums and counts [2, classes, 2]."""
     sums = np.sum([found for found, _ in residuals], axis=0)
     counts = np.sum([found for _, found in residuals], axis=0)
     mean = np.where(counts >= 32, sums / np.maximum(counts, 1), 0.0)
-    offsets = np.zeros((2, CLASSES, 2), np.int8)
-    offsets[0] = np.clip(np.rint(mean * 64), -63, 63).astype(np.int8)
-    return offsets
+    return np.clip(np.rint(mean * 64), -63, 63).astype(np.int8)
 
 
 def fit_tables(counts: Array, offsets: Array) -> Tables:

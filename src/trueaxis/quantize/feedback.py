@@ -2,8 +2,9 @@
 
     t_j = w_j − Σ_{i>j} e_i C_ij / C_jj      k_j = round(t_j / Δ_j)      e_j = ŵ_j − w_j      D = ‖E C‖²
 
-Columns are visited from the last to the first in the plan's order. Inside a block the C++ core rounds column by column
-(cpp/feedback.hpp); the errors of a finished block then reach all remaining columns by one product.
+Columns are visited from the last to the first in the plan's order. Inside a block the C++ core quantizes column by
+column, along the plan's trellis (cpp/feedback.hpp); the errors of a finished block then reach all remaining columns
+by one product.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Outcome:
 
     Attributes:
         quantized: The integers.
-        residual_sums, residual_counts: float64 [classes, 2], for centroids.
+        residual_sums, residual_counts: float64 [2, classes, 2], for centroids.
         visited_errors: Errors of the columns [n, m] float32, in the plan's order.
         order: The plan's order.
     """
@@ -85,9 +86,9 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
     indices = np.empty((columns, rows), np.int32)
     errors = np.empty((columns, rows), np.float32)
     column_codes = np.empty(columns, np.int32)
-    sums, counts = np.zeros((CLASSES, 2)), np.zeros((CLASSES, 2))
-    offsets = tables.offsets[0].astype(np.float32) / 64 if plan.centroids else np.zeros((CLASSES, 2), np.float32)
-    bits = np.ascontiguousarray(tables.code_bits()[0])
+    sums, counts = np.zeros((2, CLASSES, 2)), np.zeros((2, CLASSES, 2))
+    offsets = tables.offsets.astype(np.float32) / 64 if plan.centroids else np.zeros((2, CLASSES, 2), np.float32)
+    bits = tables.code_bits()
     for stop in range(columns, 0, -BLOCK):
         start = max(0, stop - BLOCK)
         block = slice(start, stop)
@@ -95,12 +96,13 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
         indices[block], errors[block], column_codes[block] = _core.quantize_block(
             weights[block], targets[block].numpy(), feedback, column_steps[block], row_steps, groups[block],
             row_codes, shift, CODES_PER_OCTAVE << shift, (ZERO_CLASS << shift) + (1 << shift) // 2,
-            bits, offsets, tables.escape_orders, 4.0 * plan.rate_weight, sums, counts,
+            bits, offsets, tables.escape_orders, 4.0 * plan.rate_weight, plan.trellis,
+            sums, counts,
         )  # fmt: skip
         if plan.feedback is not None and start > 0:
             factor = torch.from_numpy(plan.feedback[block, :start])
             targets[:start] -= factor.T @ torch.from_numpy(errors[block])
     back = np.argsort(order)
     contexts = Contexts(row_codes, np.ascontiguousarray(column_codes[back]), shift)
-    quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, centroids=plan.centroids)
+    quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, plan.trellis, plan.centroids)
     return Outcome(quantized, sums, counts, errors, order)

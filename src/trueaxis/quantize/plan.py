@@ -51,6 +51,7 @@ class Plan:
         group: Columns per group of `row_steps`.
         rate_weight: λ of rounding in scalar steps squared per bit.
         centroids: Whether values are reconstructed at the coded centroids or at the grid points themselves.
+        trellis: Identifier of the trellis down each column; 0 is the scalar quantizer.
     """
 
     weight: Array
@@ -62,6 +63,7 @@ class Plan:
     group: int
     rate_weight: float
     centroids: bool
+    trellis: int = 0
 
     def scaled(self, factor: float) -> Plan:
         """The same plan with every step times `factor`."""

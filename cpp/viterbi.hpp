@@ -1,0 +1,72 @@
+// Trellis-coded quantization of one column: the path of least error² + λ · bits through the trellis.
+//
+//   x [m], classes [m] ─▶ branch costs [m, 4] ─▶ add, compare, select ─▶ trace back ─▶ k [m]
+//
+// A row offers four branches, one per quantizer q and parity p of k; each takes the cheapest k of its parity among the
+// two neighbours of x and zero. Costs are float32 in one fixed order, so that all instruction sets find the same path;
+// of equal paths the even parity wins, of equal end states the lowest.
+//
+// References: Viterbi 1967; Marcellin & Fischer 1990; rate terms as in dependent quantization (Schwarz et al. 2019).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace trueaxis {
+
+// What rounding knows about the coder and the grid. Arrays are owned by the caller.
+struct RoundingModel {
+    const float* bits;     // [2, classes, K + 2] code length of |k| = 0..K with its sign, then of an escape
+    const float* offsets;  // [2, classes, 2] reconstruction offset of |k| = 1 and |k| >= 2, in fine grid units
+    const uint8_t* escape_orders;  // [classes] Exp-Golomb order of escapes
+    int classes;
+    int max_magnitude;
+    float lambda;  // fine grid units squared per bit; 0 rounds to the nearest point
+    int trellis;
+};
+
+// The model as look-up tables: rate and reconstruction of every |k| up to K.
+class Rounding {
+   public:
+    explicit Rounding(const RoundingModel& model);
+
+    int states() const { return states_; }
+    int trellis() const { return model_.trellis; }
+    int max_magnitude() const { return model_.max_magnitude; }
+    int table(int quantizer, int cls) const { return (quantizer * model_.classes + cls) * stride_; }
+    int stride() const { return stride_; }
+    int classes() const { return model_.classes; }
+    const float* rates() const { return rates_.data(); }    // λ · bits at table(q, class) + |k|
+    const float* values() const { return values_.data(); }  // reconstruction of |k|
+    float rate(int quantizer, int cls, float magnitude) const;
+    float value(int quantizer, int cls, float magnitude) const;
+
+   private:
+    RoundingModel model_;
+    int states_;
+    int stride_;
+    std::vector<float> rates_;
+    std::vector<float> values_;
+};
+
+// Buffers that one thread uses again for every column.
+struct Column {
+    std::vector<float> targets;      // [m] x in fine grid units
+    std::vector<uint8_t> classes;    // [m]
+    std::vector<float> costs;        // [m, 4] of the branches 2q + p
+    std::vector<uint8_t> choices;    // [m, 4] packed two bits each: 0 = below, 1 = above, 2 = zero
+    std::vector<uint8_t> decisions;  // [m, states / 8]
+    std::vector<uint8_t> branches;   // [m] the branch taken, 2q + p
+    explicit Column(size_t rows, int states);
+    size_t rows() const { return targets.size(); }
+};
+
+// Magnitude below |x| in quantizer q; the one above it is one more.
+float magnitude_below(float x, int quantizer);
+
+// Fills `branches`; magnitude_at then tells the index of a row, without its sign.
+void search_path(const Rounding& rounding, Column& column);
+float magnitude_at(const Column& column, size_t row);
+
+}  // namespace trueaxis
