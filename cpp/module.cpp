@@ -250,21 +250,24 @@ void bind_feedback(nb::module_& m) {
         "weights"_a, "targets"_a, "factor"_a.none(), "column_steps"_a, "row_steps"_a, "groups"_a, "row_codes"_a,
         "shift"_a, "codes_per_octave"_a, "zero_code"_a, "bits"_a, "offsets"_a, "escape_orders"_a, "rate_weight"_a,
         "trellis"_a, "residual_sums"_a, "residual_counts"_a);
-    m.def("viterbi", [](In<float, 1> targets, In<uint8_t, 1> classes, In<float, 3> bits, In<float, 3> offsets,
+    m.def("viterbi", [](In<float, 2> targets, In<uint8_t, 2> classes, In<float, 3> bits, In<float, 3> offsets,
                         In<uint8_t, 1> escape_orders, float lambda, int trellis) {
         const Rounding rounding(rounding_model(bits, offsets, escape_orders, lambda, trellis));
-        const size_t rows = targets.shape(0);
-        require(classes.shape(0) == rows, "viterbi: one class per target");
-        for (size_t i = 0; i < rows; ++i)
+        const size_t rows = targets.shape(1);
+        require(classes.shape(0) == targets.shape(0) && classes.shape(1) == rows, "viterbi: one class per target");
+        for (size_t i = 0; i < classes.size(); ++i)
             require(classes.data()[i] < rounding.classes(), "viterbi: a class is out of range");
-        auto indices = allocate<int32_t, 1>({rows});
+        auto indices = allocate<int32_t, 2>({targets.shape(0), rows});
         const nb::gil_scoped_release release;
         Column column(rows, rounding.states());
-        std::copy_n(targets.data(), rows, column.targets.begin());
-        std::copy_n(classes.data(), rows, column.classes.begin());
-        search_path(rounding, column);
-        for (size_t i = 0; i < rows; ++i)
-            indices.data()[i] = static_cast<int32_t>(std::copysign(magnitude_at(column, i), targets.data()[i]));
+        for (size_t j = 0; j < targets.shape(0); ++j) {
+            std::copy_n(targets.data() + j * rows, rows, column.targets.begin());
+            std::copy_n(classes.data() + j * rows, rows, column.classes.begin());
+            search_path(rounding, column);
+            for (size_t i = 0; i < rows; ++i)
+                indices.data()[j * rows + i] =
+                    static_cast<int32_t>(std::copysign(magnitude_at(column, i), column.targets[i]));
+        }
         return indices;
     });
 }

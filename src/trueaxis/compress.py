@@ -18,7 +18,7 @@ from pathlib import Path
 from trueaxis.accounting import tensor_reports
 from trueaxis.align.identity import ALIGNERS
 from trueaxis.assemble import Assembled, assemble, count_symbols, exact_entry, write_files
-from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from
+from trueaxis.entropy.model import Tables, fit_tables, offsets_from
 from trueaxis.function.none import FUNCTIONS
 from trueaxis.metric.metric import metric_for
 from trueaxis.metric.sketch import sketch
@@ -28,10 +28,11 @@ from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.progress import Progress, silent
-from trueaxis.quantize.budget import LEARNING_PASSES, first_c, search
+from trueaxis.quantize.budget import first_c, search
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Plan, Planner
-from trueaxis.recipe import Recipe
+from trueaxis.quantize.start import settled_tables
+from trueaxis.recipe import EFFORTS, Feedback, Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import verify
@@ -101,7 +102,8 @@ def compress(
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
     jobs = _prepare(checkpoint, [weight for weight in weights if weight.role != "exact"], measured, chosen, progress)
     sketch_text = base64.b64encode(sketch(measured.shingles).tobytes()).decode()
-    tables = first_tables()
+    effort = EFFORTS[chosen.quantize.effort if isinstance(chosen.quantize, Feedback) else "scalar"]
+    tables = settled_tables(effort.trellis, max((job.plan.rate_weight for job in jobs), default=0.0))
     passes = 0
 
     def run(c: float) -> Assembled:
@@ -113,7 +115,7 @@ def compress(
         header = {"recipe": chosen.to_json(), "sketch": sketch_text, "gauge": []}
         result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header, threads)
         passes += 1
-        if passes <= LEARNING_PASSES:
+        if passes <= effort.learning_passes:
             learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
             tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
         progress("search", passes, passes + 1)
@@ -122,7 +124,7 @@ def compress(
     quantized_weights = sum(job.weight.size for job in jobs)
     fixed = sum(entry.stored_bytes for entry in exact)
     start = first_c([job.plan for job in jobs], 8.0 * max(target - fixed, 1))
-    best = search(run, start, quantized_weights, target, fixed)
+    best = search(run, start, quantized_weights, target, fixed, effort.learning_passes)
     with staged_directory(Path(out), overwrite) as staging:
         write_files(best, checkpoint, staging)
         verify(staging)

@@ -104,24 +104,33 @@ def fit_tables(counts: Array, offsets: Array) -> Tables:
 
     The estimate compares alphabets only; it is never reported as a size.
     """
-    candidates = [_tables_for(counts, offsets, largest) for largest in MAGNITUDES]
-    return min(candidates, key=lambda pair: pair[1])[0]
+    candidates = [tables_for(counts, offsets, largest) for largest in MAGNITUDES]
+    return min(candidates, key=lambda tables: _estimated_bits(tables, counts))
 
 
-def _tables_for(counts: Array, offsets: Array, largest: int) -> tuple[Tables, float]:
-    orders = escape_orders()
-    folded = np.concatenate(
+def tables_for(counts: Array, offsets: Array, largest: int) -> Tables:
+    """Tables of one alphabet for counts uint64 [2, classes, 65]."""
+    flat = np.ascontiguousarray(_folded(counts, largest).reshape(-1, largest + 2))
+    frequencies = _core.normalize_counts(flat).reshape(2, CLASSES, largest + 2)
+    return Tables(frequencies, escape_orders(), offsets)
+
+
+def _folded(counts: Array, largest: int) -> Array:
+    """Counts with everything above `largest` in one escape symbol."""
+    return np.concatenate(
         [counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2
     )
-    flat = np.ascontiguousarray(folded.reshape(-1, largest + 2))
-    frequencies = _core.normalize_counts(flat).reshape(2, CLASSES, largest + 2)
-    tables = Tables(frequencies, orders, offsets)
+
+
+def _estimated_bits(tables: Tables, counts: Array) -> float:
+    """Ideal length of the counted symbols, escapes taken as the shortest ones, and of the tables."""
+    largest, orders = tables.largest_magnitude, tables.escape_orders
     excess = np.arange(1, counts.shape[2] - largest)
     scaled = np.floor((excess[None, :] - 1) / 2.0 ** orders[:, None]) + 1
     payload = 2 * np.floor(np.log2(scaled)) + 2 + orders[:, None]
     escapes = float((counts[:, :, largest + 1 :] * payload[None]).sum())
-    side = 8 * len(pack_tables(tables))
-    return tables, float((folded * tables.code_bits()).sum()) + escapes + side
+    coded = float((_folded(counts, largest) * tables.code_bits()).sum())
+    return coded + escapes + 8 * len(pack_tables(tables))
 
 
 def pack_tables(tables: Tables) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 
 from trueaxis.entropy.model import CODES_PER_OCTAVE
 from trueaxis.metric.metric import damped_cholesky
-from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
+from trueaxis.recipe import EFFORTS, Feedback, Gptq, GptqUniform, RoundToNearest
 from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
@@ -109,8 +109,9 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
         column_steps[order] = unit / diagonal
     row_steps = 1.0 / np.sqrt(np.maximum(tempered(row_importance(metric, rows), stage.row_exponent), TINY))
     return Plan(
-        weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True
-    )
+        weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True,
+        EFFORTS[stage.effort].trellis,
+    )  # fmt: skip
 
 
 def row_importance(metric: Metric, rows: int) -> Array:
@@ -176,7 +177,8 @@ PLANNERS: dict[type, Callable[[Any, Array, Metric, Callable[..., Factor]], Plan]
 class Planner:
     """Makes the plans of one model with one quantizer type; factors of shared metrics are computed once.
 
-    Embeddings and heads are planned alike under every type, so that recipes differ in the linear layers only.
+    Embeddings and heads are planned by feedback under every type, so that recipes differ in the linear layers only;
+    those of baselines stay with the scalar quantizer, whose tables a trellis would blur.
 
     Args:
         stage: The recipe's quantizer.
@@ -205,7 +207,7 @@ class Planner:
         if isinstance(stage, Feedback):
             self._references.append(None)
             return plan_feedback(stage, residual, metric, factor)
-        reference = plan_feedback(Feedback(), residual, metric, factor)
+        reference = plan_feedback(Feedback(effort="scalar"), residual, metric, factor)
         self._references.append(reference if weight.role == "linear" else None)
         return PLANNERS[type(stage)](stage, residual, metric, factor) if weight.role == "linear" else reference
 
