@@ -30,9 +30,7 @@ std::atomic<Isa>& chosen() {
 
 Isa instruction_set() { return chosen().load(std::memory_order_relaxed); }
 
-std::vector<std::string> instruction_sets() {
-    return {kNames, kNames + static_cast<int>(widest()) + 1};
-}
+std::vector<std::string> instruction_sets() { return {kNames, kNames + static_cast<int>(widest()) + 1}; }
 
 void use_instruction_set(const std::string& name) {
     for (int i = 0; i <= static_cast<int>(widest()); ++i) {

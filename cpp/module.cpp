@@ -12,8 +12,12 @@
 #include <cstdlib>
 #include <new>
 #include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
 #include <stdexcept>
 
+#include "decode.hpp"
 #include "feedback.hpp"
 #include "isa.hpp"
 #include "rans.hpp"
@@ -170,6 +174,102 @@ void bind_streams(nb::module_& m) {
           });
 }
 
+// What decode_values is told of a matrix; everything about columns is in file order, but for places [n]: where column j
+// of the matrix stands in that order.
+struct DescribedMatrix {
+    In<int32_t, 1> row_codes, column_codes;
+    int shift, trellis;
+    In<int8_t, 3> offsets;
+    In<float, 1> column_steps;
+    In<float, 2> row_steps;
+    In<int32_t, 1> groups;
+    In<uint32_t, 1> places;
+
+    size_t rows() const { return row_codes.shape(0); }
+    size_t columns() const { return column_codes.shape(0); }
+
+    void check(int classes) const {
+        constexpr int32_t limit = 1 << 30;
+        const auto outside = [](int32_t code) { return code > limit || code < -limit; };
+        require(shift >= 0 && shift <= 31, "matrix: shift is not 0 to 31");
+        require(
+            static_cast<int>(offsets.shape(1)) == classes && offsets.shape(0) == kQuantizers && offsets.shape(2) == 2,
+            "matrix: offsets are not [2, classes, 2]");
+        require(column_steps.shape(0) == columns() && groups.shape(0) == columns() && places.shape(0) == columns() &&
+                    row_steps.shape(0) == rows() && row_steps.shape(1) >= 1,
+                "matrix: steps do not fit its codes");
+        require(std::none_of(row_codes.data(), row_codes.data() + rows(), outside) &&
+                    std::none_of(column_codes.data(), column_codes.data() + columns(), outside),
+                "matrix: a scale code is beyond 2^30");
+        for (size_t j = 0; j < columns(); ++j)
+            require(groups.data()[j] >= 0 && static_cast<size_t>(groups.data()[j]) < row_steps.shape(1) &&
+                        places.data()[j] < columns(),
+                    "matrix: a group or place is out of range");
+    }
+
+    ValueSegment segment(size_t first, size_t count, void* tiles) const {
+        const Segment part{count, rows(), row_codes.data(), column_codes.data() + first, shift, trellis};
+        const Steps steps{offsets.data(),
+                          static_cast<int>(offsets.shape(1)),
+                          column_steps.data() + first,
+                          row_steps.data(),
+                          groups.data() + first,
+                          row_steps.shape(1)};
+        return {part, steps, tiles};
+    }
+};
+
+using MatrixTuple = std::tuple<In<int32_t, 1>, In<int32_t, 1>, int, int, In<int8_t, 3>, In<float, 1>, In<float, 2>,
+                               In<int32_t, 1>, In<uint32_t, 1>>;
+// Words, escapes, and the columns that the stream holds: (matrix, first column, columns), first a multiple of the
+// lanes.
+using StreamTuple = std::tuple<nb::bytes, nb::bytes, std::vector<std::tuple<size_t, size_t, size_t>>>;
+
+template <typename T>
+std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector<StreamTuple>& streams,
+                                       const std::vector<MatrixTuple>& tuples, int lanes, int threads) {
+    constexpr Format format = sizeof(T) == 4 ? Format::kFloat32 : Format::kBfloat16;
+    require(lanes >= 1 && lanes <= kMaxLanes, "stream: lanes are not 1 to 32");
+    std::vector<DescribedMatrix> matrices;
+    std::vector<std::unique_ptr<T[]>> tiles;
+    std::vector<Out<T, 2>> decoded;
+    std::vector<size_t> missing;
+    for (const MatrixTuple& tuple : tuples) {
+        matrices.push_back(std::make_from_tuple<DescribedMatrix>(tuple));
+        const DescribedMatrix& matrix = matrices.back();
+        matrix.check(tables.classes());
+        const size_t strips = (matrix.columns() + lanes - 1) / lanes;
+        tiles.emplace_back(new T[strips * lanes * matrix.rows()]);
+        decoded.push_back(allocate<T, 2>({matrix.rows(), matrix.columns()}));
+        missing.push_back(matrix.columns());
+    }
+    std::vector<ValueStream> work;
+    for (const auto& [words, escapes, parts] : streams) {
+        work.push_back({data_of(words), words.size(), data_of(escapes), escapes.size(), {}, lanes});
+        for (const auto& [number, first, count] : parts) {
+            require(number < matrices.size() && count <= missing[number] && first % lanes == 0 &&
+                        first <= matrices[number].columns() && count <= matrices[number].columns() - first,
+                    "stream: a range of columns does not fit its matrix");
+            missing[number] -= count;
+            T* at = tiles[number].get() + first * matrices[number].rows();
+            work.back().segments.push_back(matrices[number].segment(first, count, at));
+        }
+    }
+    require(std::all_of(missing.begin(), missing.end(), [](size_t count) { return count == 0; }),
+            "stream: columns of a matrix are missing");
+    const nb::gil_scoped_release release;
+    decode_values(tables, work, format, threads);
+    for (size_t number = 0; number < matrices.size(); ++number)
+        untile(tiles[number].get(), matrices[number].rows(), matrices[number].columns(), lanes,
+               matrices[number].places.data(), format, decoded[number].data(), threads);
+    return decoded;
+}
+
+void bind_decoding(nb::module_& m) {
+    m.def("decode_float32", &decode_matrices<float>);
+    m.def("decode_bfloat16", &decode_matrices<uint16_t>);
+}
+
 void bind_side(nb::module_& m) {
     m.def("encode_integers", [](In<int32_t, 1> values, In<uint8_t, 1> contexts) {
         require(values.shape(0) == contexts.shape(0), "encode_integers: one context per value");
@@ -189,13 +289,8 @@ RoundingModel rounding_model(const In<float, 3>& bits, const In<float, 3>& offse
                 offsets.shape(0) == kQuantizers && offsets.shape(1) == classes && offsets.shape(2) == 2 &&
                 orders.shape(0) == classes,
             "rounding: expected bits [2, classes, K + 2], offsets [2, classes, 2], orders [classes]");
-    return {bits.data(),
-            offsets.data(),
-            orders.data(),
-            static_cast<int>(classes),
-            static_cast<int>(bits.shape(2)) - 2,
-            lambda,
-            trellis};
+    return {bits.data(), offsets.data(), orders.data(), static_cast<int>(classes), static_cast<int>(bits.shape(2)) - 2,
+            lambda,      trellis};
 }
 
 void bind_feedback(nb::module_& m) {
@@ -264,9 +359,11 @@ void bind_feedback(nb::module_& m) {
             std::copy_n(targets.data() + j * rows, rows, column.targets.begin());
             std::copy_n(classes.data() + j * rows, rows, column.classes.begin());
             search_path(rounding, column);
-            for (size_t i = 0; i < rows; ++i)
-                indices.data()[j * rows + i] =
-                    static_cast<int32_t>(std::copysign(magnitude_at(column, i), column.targets[i]));
+            for (size_t i = 0; i < rows; ++i) {
+                const float x = column.targets[i];
+                const int magnitude = magnitude_of(std::fabs(x), column.branches[i], column.choices[i]);
+                indices.data()[j * rows + i] = x < 0.0F ? -magnitude : magnitude;
+            }
         }
         return indices;
     });
@@ -285,6 +382,7 @@ NB_MODULE(_core, m) {
     m.doc() = "C++ core of trueaxis: tables, rANS, trellis, side information, noise feedback.";
     trueaxis::bind_tables(m);
     trueaxis::bind_streams(m);
+    trueaxis::bind_decoding(m);
     trueaxis::bind_side(m);
     trueaxis::bind_feedback(m);
     trueaxis::bind_instruction_sets(m);

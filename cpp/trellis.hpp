@@ -33,8 +33,8 @@ struct Code {
     constexpr uint32_t on_state() const { return h0 >> 1; }
     constexpr uint32_t on_parity() const { return h1 >> 1; }
 };
-constexpr Code kCodes[] = {{1, 0, 0},        {4, 05, 02},       {8, 013, 04},       {16, 023, 04},
-                           {32, 045, 010},   {64, 0103, 024},   {128, 0327, 0124},  {256, 0753, 0304}};
+constexpr Code kCodes[] = {{1, 0, 0},      {4, 05, 02},     {8, 013, 04},      {16, 023, 04},
+                           {32, 045, 010}, {64, 0103, 024}, {128, 0327, 0124}, {256, 0753, 0304}};
 constexpr int kCodeCount = sizeof(kCodes) / sizeof(kCodes[0]);
 constexpr int kMostStates = 256;
 
@@ -44,6 +44,8 @@ class Trellis {
    public:
     explicit Trellis(int id) : on_parity_(code_of(id).on_parity()), on_state_(code_of(id).on_state()) {}
     static int quantizer(uint32_t state) { return static_cast<int>(state & 1U); }
+    uint32_t on_parity() const { return on_parity_; }
+    uint32_t on_state() const { return on_state_; }
     uint32_t next(uint32_t state, int32_t index) const {
         const uint32_t odd = static_cast<uint32_t>(index) & 1U;
         return (state >> 1) ^ ((0U - odd) & on_parity_) ^ ((0U - (state & 1U)) & on_state_);

@@ -14,12 +14,10 @@
 namespace trueaxis {
 namespace {
 
-constexpr float kLargestMagnitude = 16777216.0F;  // |k| stays within the coder's range of 2^24
 constexpr float kUnreachable = 1e30F;
 
-float escape_bits(float excess, int order) {
-    const float scaled = std::floor(excess / std::exp2(static_cast<float>(order))) + 1.0F;
-    return 2.0F * std::floor(std::log2(scaled)) + 2.0F + static_cast<float>(order);
+int escape_bits(int excess, int order) {
+    return 2 * std::bit_width((static_cast<unsigned>(excess) >> order) + 1) + order;
 }
 
 void branches_portable(const Rounding& rounding, Column& column, size_t first, size_t last) {
@@ -102,47 +100,45 @@ Rounding::Rounding(const RoundingModel& model)
             for (int m = 0; m < stride_; ++m) {
                 const size_t row = static_cast<size_t>(q) * model.classes + cls;
                 rates_.push_back(model.lambda * model.bits[row * (model.max_magnitude + 2) + m]);
-                values_.push_back(value(q, cls, static_cast<float>(m)));
+                values_.push_back(value(q, cls, m));
             }
 }
 
-float Rounding::rate(int quantizer, int cls, float magnitude) const {
-    const auto limit = static_cast<float>(model_.max_magnitude);
-    if (magnitude <= limit) return rates_[table(quantizer, cls) + static_cast<int>(magnitude)];
+float Rounding::rate(int quantizer, int cls, int magnitude) const {
+    if (magnitude < stride_) return rates_[table(quantizer, cls) + magnitude];
     const size_t row = static_cast<size_t>(quantizer) * model_.classes + cls;
-    const float escape = model_.bits[row * (model_.max_magnitude + 2) + model_.max_magnitude + 1];
-    return model_.lambda * (escape + escape_bits(magnitude - limit - 1.0F, model_.escape_orders[cls]));
+    const float escape = model_.bits[row * (stride_ + 1) + stride_];
+    return model_.lambda * (escape + static_cast<float>(escape_bits(magnitude - stride_, model_.escape_orders[cls])));
 }
 
-float Rounding::value(int quantizer, int cls, float magnitude) const {
-    if (magnitude == 0.0F) return 0.0F;
+float Rounding::value(int quantizer, int cls, int magnitude) const {
+    if (magnitude == 0) return 0.0F;
     const size_t row = static_cast<size_t>(quantizer) * model_.classes + cls;
-    return (2.0F * magnitude - static_cast<float>(quantizer)) + model_.offsets[row * 2 + (magnitude >= 2.0F ? 1 : 0)];
+    return static_cast<float>(2 * magnitude - quantizer) + model_.offsets[row * 2 + (magnitude >= 2 ? 1 : 0)];
 }
 
 Column::Column(size_t rows, int states)
-    : targets(rows), classes(rows), costs(4 * rows), choices(rows), decisions(rows * ((states + 7) / 8)),
+    : targets(rows),
+      classes(rows),
+      costs(4 * rows),
+      choices(rows),
+      decisions(rows * ((states + 7) / 8)),
       branches(rows) {}
-
-float magnitude_below(float x, int quantizer) {
-    const float below = std::floor((std::fabs(x) + static_cast<float>(quantizer)) * 0.5F);
-    return below < kLargestMagnitude - 1.0F ? below : kLargestMagnitude - 1.0F;
-}
 
 void branch_row(const Rounding& rounding, Column& column, size_t row) {
     const float x = std::fabs(column.targets[row]);
     const int cls = column.classes[row];
     int choices = 0;
     for (int q = 0; q < 2; ++q) {
-        const auto cost = [&](float magnitude) {
+        const auto cost = [&](int magnitude) {
             const float error = x - rounding.value(q, cls, magnitude);
             return error * error + rounding.rate(q, cls, magnitude);
         };
-        const float below = magnitude_below(x, q);
-        const int odd = static_cast<int>(below) & 1;
-        float costs[2] = {cost(below), cost(below + 1.0F)};
+        const int below = magnitude_below(x, q);
+        const int odd = below & 1;
+        float costs[2] = {cost(below), cost(below + 1)};
         if (odd) std::swap(costs[0], costs[1]);
-        const float zero = x * x + rounding.rate(q, cls, 0.0F);
+        const float zero = x * x + rounding.rate(q, cls, 0);
         int even_choice = odd;
         if (zero < costs[0]) costs[0] = zero, even_choice = 2;
         column.costs[4 * row + 2 * q] = costs[0];
@@ -174,12 +170,6 @@ void search_path(const Rounding& rounding, Column& column) {
     }
     const auto best = static_cast<uint32_t>(std::min_element(paths, paths + states) - paths);
     trace_back(rounding.trellis(), column, best, column.branches.data(), std::make_index_sequence<kCodeCount - 1>());
-}
-
-float magnitude_at(const Column& column, size_t row) {
-    const int branch = column.branches[row];
-    const int choice = column.choices[row] >> (2 * branch) & 3;
-    return choice == 2 ? 0.0F : magnitude_below(column.targets[row], branch >> 1) + static_cast<float>(choice);
 }
 
 }  // namespace trueaxis

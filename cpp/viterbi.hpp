@@ -17,8 +17,8 @@ namespace trueaxis {
 
 // What rounding knows about the coder and the grid. Arrays are owned by the caller.
 struct RoundingModel {
-    const float* bits;     // [2, classes, K + 2] code length of |k| = 0..K with its sign, then of an escape
-    const float* offsets;  // [2, classes, 2] reconstruction offset of |k| = 1 and |k| >= 2, in fine grid units
+    const float* bits;             // [2, classes, K + 2] code length of |k| = 0..K with its sign, then of an escape
+    const float* offsets;          // [2, classes, 2] reconstruction offset of |k| = 1 and |k| >= 2, in fine grid units
     const uint8_t* escape_orders;  // [classes] Exp-Golomb order of escapes
     int classes;
     int max_magnitude;
@@ -39,8 +39,8 @@ class Rounding {
     int classes() const { return model_.classes; }
     const float* rates() const { return rates_.data(); }    // λ · bits at table(q, class) + |k|
     const float* values() const { return values_.data(); }  // reconstruction of |k|
-    float rate(int quantizer, int cls, float magnitude) const;
-    float value(int quantizer, int cls, float magnitude) const;
+    float rate(int quantizer, int cls, int magnitude) const;
+    float value(int quantizer, int cls, int magnitude) const;
 
    private:
     RoundingModel model_;
@@ -62,11 +62,20 @@ struct Column {
     size_t rows() const { return targets.size(); }
 };
 
-// Magnitude below |x| in quantizer q; the one above it is one more.
-float magnitude_below(float x, int quantizer);
+// Magnitude below x >= 0 in quantizer q; the one above it is one more. |k| stays within the coder's range of 2^24.
+inline int magnitude_below(float x, int quantizer) {
+    constexpr float largest = 16777215.0F;
+    const float below = (x + static_cast<float>(quantizer)) * 0.5F;
+    return static_cast<int>(below < largest ? below : largest);
+}
 
-// Fills `branches`; magnitude_at then tells the index of a row, without its sign.
+// Magnitude that a branch stands for, given the row's packed choices.
+inline int magnitude_of(float x, int branch, int choices) {
+    const int choice = choices >> (2 * branch) & 3;
+    return choice == 2 ? 0 : magnitude_below(x, branch >> 1) + choice;
+}
+
+// Fills `branches`, given targets and classes.
 void search_path(const Rounding& rounding, Column& column);
-float magnitude_at(const Column& column, size_t row);
 
 }  // namespace trueaxis

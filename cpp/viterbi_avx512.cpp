@@ -69,9 +69,9 @@ TARGET inline void store_transposed(const __m512 (&cost)[4], float* out) {
     const __m512 even_high = _mm512_unpackhi_ps(cost[0], cost[1]);
     const __m512 odd_low = _mm512_unpacklo_ps(cost[2], cost[3]);
     const __m512 odd_high = _mm512_unpackhi_ps(cost[2], cost[3]);
-    const __m512 quarter[4] = {
-        _mm512_shuffle_ps(even_low, odd_low, 0x44), _mm512_shuffle_ps(even_low, odd_low, 0xEE),
-        _mm512_shuffle_ps(even_high, odd_high, 0x44), _mm512_shuffle_ps(even_high, odd_high, 0xEE)};
+    const __m512 quarter[4] = {_mm512_shuffle_ps(even_low, odd_low, 0x44), _mm512_shuffle_ps(even_low, odd_low, 0xEE),
+                               _mm512_shuffle_ps(even_high, odd_high, 0x44),
+                               _mm512_shuffle_ps(even_high, odd_high, 0xEE)};
     const __m512 low01 = _mm512_shuffle_f32x4(quarter[0], quarter[1], 0x44);
     const __m512 high01 = _mm512_shuffle_f32x4(quarter[0], quarter[1], 0xEE);
     const __m512 low23 = _mm512_shuffle_f32x4(quarter[2], quarter[3], 0x44);

@@ -5,8 +5,8 @@
 
 namespace trueaxis {
 
-constexpr size_t kCostBlock = 256;   // rows between renormalizations of path costs
-constexpr int kPaddedStates = 8;     // path costs are padded to this many
+constexpr size_t kCostBlock = 256;  // rows between renormalizations of path costs
+constexpr int kPaddedStates = 8;    // path costs are padded to this many
 
 // Costs and choices of rows [first, last), all four branches.
 using BranchKernel = void (*)(const Rounding&, Column&, size_t first, size_t last);
