@@ -68,7 +68,7 @@ CLONES void settle(const Column& column, const float* offsets, int classes, cons
         const int q = branch >> 1;
         const float x = std::fabs(targets[i]);
         const int magnitude = magnitude_of(x, branch, choices[i]);
-        const int position = magnitude == 0 ? 0 : 2 * magnitude - q;
+        const int position = position_of(q, magnitude);
         const int cell = (q * classes + columns_classes[i]) * 2 + (magnitude >= 2 ? 1 : 0);
         const float offset = magnitude == 0 ? 0.0F : offsets[cell];
         const float value = static_cast<float>(position) + offset;

@@ -100,7 +100,6 @@ Rounding::Rounding(const RoundingModel& model)
             for (int m = 0; m < stride_; ++m) {
                 const size_t row = static_cast<size_t>(q) * model.classes + cls;
                 rates_.push_back(model.lambda * model.bits[row * (model.max_magnitude + 2) + m]);
-                values_.push_back(value(q, cls, m));
             }
 }
 
@@ -109,12 +108,6 @@ float Rounding::rate(int quantizer, int cls, int magnitude) const {
     const size_t row = static_cast<size_t>(quantizer) * model_.classes + cls;
     const float escape = model_.bits[row * (stride_ + 1) + stride_];
     return model_.lambda * (escape + static_cast<float>(escape_bits(magnitude - stride_, model_.escape_orders[cls])));
-}
-
-float Rounding::value(int quantizer, int cls, int magnitude) const {
-    if (magnitude == 0) return 0.0F;
-    const size_t row = static_cast<size_t>(quantizer) * model_.classes + cls;
-    return static_cast<float>(2 * magnitude - quantizer) + model_.offsets[row * 2 + (magnitude >= 2 ? 1 : 0)];
 }
 
 Column::Column(size_t rows, int states)
@@ -131,7 +124,7 @@ void branch_row(const Rounding& rounding, Column& column, size_t row) {
     int choices = 0;
     for (int q = 0; q < 2; ++q) {
         const auto cost = [&](int magnitude) {
-            const float error = x - rounding.value(q, cls, magnitude);
+            const float error = x - static_cast<float>(position_of(q, magnitude));
             return error * error + rounding.rate(q, cls, magnitude);
         };
         const int below = magnitude_below(x, q);

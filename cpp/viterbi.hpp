@@ -26,7 +26,13 @@ struct RoundingModel {
     int trellis;
 };
 
-// The model as look-up tables: rate and reconstruction of every |k| up to K.
+// Grid point of |k| in units of the fine grid.
+inline int position_of(int quantizer, int magnitude) { return magnitude == 0 ? 0 : 2 * magnitude - quantizer; }
+
+// The model as look-up tables: the rate of every |k| up to K.
+//
+// Errors are those to the grid points: thresholds that followed the offsets, which follow the thresholds, would drift
+// toward cells of equal occupation, which is the best quantizer for a coder without entropy coding.
 class Rounding {
    public:
     explicit Rounding(const RoundingModel& model);
@@ -37,17 +43,14 @@ class Rounding {
     int table(int quantizer, int cls) const { return (quantizer * model_.classes + cls) * stride_; }
     int stride() const { return stride_; }
     int classes() const { return model_.classes; }
-    const float* rates() const { return rates_.data(); }    // λ · bits at table(q, class) + |k|
-    const float* values() const { return values_.data(); }  // reconstruction of |k|
+    const float* rates() const { return rates_.data(); }  // λ · bits at table(q, class) + |k|
     float rate(int quantizer, int cls, int magnitude) const;
-    float value(int quantizer, int cls, int magnitude) const;
 
    private:
     RoundingModel model_;
     int states_;
     int stride_;
     std::vector<float> rates_;
-    std::vector<float> values_;
 };
 
 // Buffers that one thread uses again for every column.

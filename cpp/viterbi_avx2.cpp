@@ -127,7 +127,6 @@ TARGET inline void store_bytes(__m256i lanes, uint8_t* out) {
 
 TARGET void branches_avx2(const Rounding& rounding, Column& column, size_t first, size_t last) {
     const float* rates = rounding.rates();
-    const float* values = rounding.values();
     const __m256 magnitude_bits = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
     const __m256 limit = _mm256_set1_ps(static_cast<float>(rounding.max_magnitude()));
     const __m256 highest = _mm256_set1_ps(static_cast<float>(rounding.max_magnitude() - 1));
@@ -148,8 +147,11 @@ TARGET void branches_avx2(const Rounding& rounding, Column& column, size_t first
             escaped |= _mm256_movemask_ps(_mm256_cmp_ps(below, limit, _CMP_NLT_UQ));
             const __m256i magnitude = _mm256_cvttps_epi32(_mm256_min_ps(below, highest));
             const __m256i at = _mm256_add_epi32(table, magnitude);
-            const __m256 error_below = _mm256_sub_ps(x, _mm256_i32gather_ps(values, at, 4));
-            const __m256 error_above = _mm256_sub_ps(x, _mm256_i32gather_ps(values + 1, at, 4));
+            const __m256 twice = _mm256_add_ps(below, below);
+            const __m256 position =
+                _mm256_max_ps(_mm256_sub_ps(twice, _mm256_set1_ps(static_cast<float>(q))), _mm256_setzero_ps());
+            const __m256 error_below = _mm256_sub_ps(x, position);
+            const __m256 error_above = _mm256_sub_ps(x, _mm256_add_ps(twice, _mm256_set1_ps(static_cast<float>(2 - q))));
             const __m256 cost_below =
                 _mm256_add_ps(_mm256_mul_ps(error_below, error_below), _mm256_i32gather_ps(rates, at, 4));
             const __m256 cost_above =

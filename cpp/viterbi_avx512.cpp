@@ -86,11 +86,11 @@ TARGET inline void store_transposed(const __m512 (&cost)[4], float* out) {
 
 TARGET void branches_avx512(const Rounding& rounding, Column& column, size_t first, size_t last) {
     const float* rates = rounding.rates();
-    const float* values = rounding.values();
     const __m512 limit = _mm512_set1_ps(static_cast<float>(rounding.max_magnitude()));
     const __m512 highest = _mm512_set1_ps(static_cast<float>(rounding.max_magnitude() - 1));
     const __m512i stride = _mm512_set1_epi32(rounding.stride());
     const __m512i one = _mm512_set1_epi32(1);
+    const __m512 zeros = _mm512_setzero_ps();
     size_t i = first;
     for (; i + kWidth <= last; i += kWidth) {
         const __m512 x = _mm512_abs_ps(_mm512_loadu_ps(column.targets.data() + i));
@@ -108,8 +108,10 @@ TARGET void branches_avx512(const Rounding& rounding, Column& column, size_t fir
             escaped |= _mm512_cmp_ps_mask(below, limit, _CMP_NLT_UQ);
             const __m512i magnitude = _mm512_cvttps_epi32(_mm512_min_ps(below, highest));
             const __m512i at = _mm512_add_epi32(table, magnitude);
-            const __m512 error_below = _mm512_sub_ps(x, _mm512_i32gather_ps(at, values, 4));
-            const __m512 error_above = _mm512_sub_ps(x, _mm512_i32gather_ps(at, values + 1, 4));
+            const __m512 twice = _mm512_add_ps(below, below);
+            const __m512 position = _mm512_max_ps(_mm512_sub_ps(twice, _mm512_set1_ps(static_cast<float>(q))), zeros);
+            const __m512 error_below = _mm512_sub_ps(x, position);
+            const __m512 error_above = _mm512_sub_ps(x, _mm512_add_ps(twice, _mm512_set1_ps(static_cast<float>(2 - q))));
             const __m512 cost_below =
                 _mm512_add_ps(_mm512_mul_ps(error_below, error_below), _mm512_i32gather_ps(at, rates, 4));
             const __m512 cost_above =
