@@ -1,6 +1,6 @@
 """Decode: a compressed directory to named tensors, without calibration, alignment, or transformers.
 
-Container ─▶ records of a tensor ─▶ indices (own streams or a shared one) ─▶ float32 values ─▶ dtype, rounded once
+Container ─▶ records of a tensor ─▶ streams (its own or a shared one) ─▶ float32 values ─▶ dtype, rounded once
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
-from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared, dequantize, unpack_residual
+from trueaxis.entropy.stream import ResidualHeader, decode_shared_values, decode_values, unpack_residual
 from trueaxis.header import TensorInfo
+from trueaxis.parallel import default_threads
 from trueaxis.record import Record, RecordType
 from trueaxis.types import Array, FormatError
 
@@ -30,13 +31,15 @@ class Decoder:
 
     Args:
         path: Directory written by `trueaxis.compress`.
+        threads: Workers inside a matrix; all processors by default.
 
     Example:
         >>> decoder = Decoder("model-3bit")                       # doctest: +SKIP
         >>> decoder.tensor("model.layers.0.mlp.up_proj.weight")   # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        self._threads = threads or default_threads()
         self.container = Container(path)
         records = self.container.model_records()
         kinds = [record.type for record in records]
@@ -49,7 +52,7 @@ class Decoder:
             except FormatError as error:
                 raise FormatError(f"{path}: model records: {error}") from error
         self._shared = [record.payload for record in records[1:]]
-        self._cached: tuple[int, dict[str, Array]] | None = None
+        self._cached: tuple[tuple[int, bool], dict[str, Array]] | None = None
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""
@@ -95,7 +98,7 @@ class Decoder:
         if record.type == RecordType.PLANES:
             value = _planes(info, record, own)
         else:
-            value = torch.from_numpy(self._matrix(info, record))
+            value = self._matrix(info, record, dtype or own)
         if not bool(torch.isfinite(value).all()):
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
@@ -121,25 +124,28 @@ class Decoder:
             raise FormatError(f"{info.name}: expected one record, found {len(records)}; the file is damaged or newer")
         return records[0]
 
-    def _matrix(self, info: TensorInfo, record: Record) -> Array:
+    def _matrix(self, info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tensor:
+        """Decoded straight to bfloat16 if that is the dtype wanted, otherwise to float32."""
+        import torch
+
         if self._tables is None:
             raise FormatError(f"{info.name}: the file holds no tables")
-        header = _residual_header(info, record)
+        header, bfloat16 = _residual_header(info, record), dtype == torch.bfloat16
         try:
             if header.shared is None:
-                indices = decode_indices(header, self._tables)
+                values = decode_values(header, self._tables, bfloat16, self._threads)
             else:
-                indices = self._shared_indices(header.shared, self._tables)[info.name]
-            return dequantize(header, indices, self._tables).reshape(info.shape)
+                values = self._shared_values(header.shared, self._tables, bfloat16)[info.name]
         except (FormatError, ValueError) as error:
             raise FormatError(f"{info.name}: {error}") from error
+        return torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
 
-    def _shared_indices(self, number: int, tables: Tables) -> dict[str, Array]:
-        if self._cached is None or self._cached[0] != number:
+    def _shared_values(self, number: int, tables: Tables, bfloat16: bool) -> dict[str, Array]:
+        if self._cached is None or self._cached[0] != (number, bfloat16):
             names = self._members[number]
             headers = [header for header in map(self.residual, names) if header is not None]
-            decoded = decode_shared(self._shared[number], headers, tables)
-            self._cached = number, dict(zip(names, decoded, strict=True))
+            decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
+            self._cached = (number, bfloat16), dict(zip(names, decoded, strict=True))
         return self._cached[1]
 
     @cached_property
