@@ -17,15 +17,24 @@ namespace trueaxis {
 
 void throw_truncated() { throw std::invalid_argument("stream: truncated"); }
 
+namespace {
+
+float value_of(const int8_t* offsets, int classes, int quantizer, int cls, int32_t k) {
+    if (k == 0) return 0.0F;
+    const int32_t sign = k > 0 ? 1 : -1;
+    const size_t cell = (static_cast<size_t>(quantizer) * classes + cls) * 2 + (k > 1 || k < -1 ? 1 : 0);
+    const float offset = static_cast<float>(offsets[cell]) / 64.0F;
+    return static_cast<float>(2 * k - quantizer * sign) + static_cast<float>(sign) * offset;
+}
+
+}  // namespace
+
 Escape read_escape(const Shared& shared, Strip& strip, int quantizer, int32_t row_code, int lane) {
     const TableSet& tables = *shared.tables;
     const int cls = class_at(strip, row_code, lane, tables.classes());
     if (!tables.present(quantizer, cls)) throw std::invalid_argument("stream: a class without a table occurs");
     const int32_t k = strip.escapes->get(tables.max_magnitude(), tables.escape_order(cls));
-    const int32_t sign = k > 0 ? 1 : -1;
-    const size_t cell = (static_cast<size_t>(quantizer) * tables.classes() + cls) * 2 + (k > 1 || k < -1 ? 1 : 0);
-    const float offset = static_cast<float>(strip.offsets[cell]) / 64.0F;
-    return {k, static_cast<float>(2 * k - quantizer * sign) + static_cast<float>(sign) * offset};
+    return {k, value_of(strip.offsets, tables.classes(), quantizer, cls, k)};
 }
 
 namespace {
@@ -55,9 +64,8 @@ void decode_row(const Shared& shared, Strip& strip) {
     const int classes = shared.tables->classes();
     const int32_t row_code = *strip.row_codes;
     int32_t k[kMaxLanes];
-    float values[kMaxLanes];
+    float values[kMaxLanes] = {};
     uint32_t entries[kMaxLanes] = {};
-    uint32_t shifts[kMaxLanes] = {};
     uint32_t escaped = 0;
     for (int l = 0; l < strip.width; ++l) {
         const int cls = class_at(strip, row_code, l, classes);
@@ -69,19 +77,13 @@ void decode_row(const Shared& shared, Strip& strip) {
         strip.states[l] = y << (16 * low) | (load(strip.next, 2) & (0U - low));
         strip.next += 2 * low;
         entries[l] = entry;
-        shifts[l] = strip.packed_offsets[cls] << (16 * q);
+        values[l] =
+            strip.values[((q * classes + cls) << kValueBits) + (static_cast<int32_t>(entry) >> 24) - kEscapeMark];
     }
     if (strip.next > strip.end) throw_truncated();
     for (int l = 0; l < kMaxLanes; ++l) {
         k[l] = static_cast<int32_t>(entries[l]) >> 24;
         escaped |= k[l] == kEscapeMark ? 1U << l : 0U;
-    }
-    for (int l = 0; l < kMaxLanes; ++l) {
-        const int32_t q = static_cast<int32_t>(strip.trellis[l] & 1U);
-        const int32_t sign = (k[l] > 0) - (k[l] < 0);
-        const bool beyond = k[l] > 1 || k[l] < -1;
-        const int32_t offset = static_cast<int32_t>(beyond ? shifts[l] << 8 : shifts[l]) >> 24;
-        values[l] = static_cast<float>(64 * (2 * k[l] - q * sign) + offset * sign) * (1.0F / 64.0F);
     }
     for (uint32_t rest = escaped; rest != 0; rest &= rest - 1) {
         const int l = __builtin_ctz(rest);
@@ -109,24 +111,91 @@ void decode_portable(const Shared& shared, Strip* const* strips, size_t rows) {
 
 struct Kernels {
     DecodeKernel one;
-    DecodeKernel two;  // null where strips do not run side by side
+    DecodeKernel two = nullptr;  // null where strips do not run side by side
+    DecodeKernel narrow_one = nullptr;
+    DecodeKernel narrow_two = nullptr;
 };
 
 Kernels kernels_for(Format format) {
 #if defined(__x86_64__)
     const Isa isa = instruction_set();
-    if (isa == Isa::kAvx512) return {decode_kernel_avx512(format, 1), decode_kernel_avx512(format, 2)};
-    if (isa == Isa::kAvx2) return {decode_kernel_avx2(format), nullptr};
+    if (isa == Isa::kAvx512)
+        return {decode_kernel_avx512(format, 1), decode_kernel_avx512(format, 2),
+                decode_narrow_kernel_avx512(format, 1), decode_narrow_kernel_avx512(format, 2)};
+    if (isa == Isa::kAvx2) return {decode_kernel_avx2(format)};
 #endif
-    return {format == Format::kFloat32 ? decode_portable<Format::kFloat32> : decode_portable<Format::kBfloat16>,
-            nullptr};
+    return {format == Format::kFloat32 ? decode_portable<Format::kFloat32> : decode_portable<Format::kBfloat16>};
+}
+
+// Everything about values that depends on the offsets: they differ between matrices with and without centroids.
+class Values {
+   public:
+    Values(const TableSet& tables, const int8_t* offsets) : tables_(tables), offsets_(offsets) {
+        for (int q = 0; q < kQuantizers; ++q)
+            for (int cls = 0; cls < tables.classes(); ++cls)
+                for (int k = kEscapeMark; k < kEscapeMark + (1 << kValueBits); ++k)
+                    plain_.push_back(value_of(offsets, tables.classes(), q, cls, k));
+        narrow_.resize(tables.classes());
+        for (int cls = 0; cls < tables.classes(); ++cls) is_narrow_[cls] = fill(cls);
+    }
+
+    const int8_t* offsets() const { return offsets_; }
+    const float* plain() const { return plain_.data(); }
+
+    // The narrow tables if 32 lanes share a scale code and every class between the row codes' extremes is narrow.
+    const Narrow* narrow(const Strip& strip, const Segment& segment) const {
+        if (segment.rows == 0 || strip.width < kMaxLanes) return nullptr;
+        for (int l = 1; l < kMaxLanes; ++l)
+            if (strip.codes[l] != strip.codes[0]) return nullptr;
+        const auto [low, high] = std::minmax_element(segment.row_codes, segment.row_codes + segment.rows);
+        const int last = class_at(strip, *high, 0, tables_.classes());
+        for (int cls = class_at(strip, *low, 0, tables_.classes()); cls <= last; ++cls)
+            if (!is_narrow_[cls]) return nullptr;
+        return narrow_.data();
+    }
+
+   private:
+    // Both tables of a class; false where some |k| above 15 has a probability.
+    bool fill(int cls) {
+        const int largest = tables_.max_magnitude();
+        for (int q = 0; q < kQuantizers; ++q) {
+            const bool present = tables_.present(q, cls);
+            for (int k = kNarrowMagnitude + 1; present && k <= largest; ++k)
+                if (tables_.symbol(q, cls, largest + k).frequency != 0) return false;
+            for (int entry = 0; present && entry <= kNarrowEscape; ++entry) {
+                const int k = entry - kNarrowMagnitude;
+                const bool above = k > largest;  // takes the place of the escape, with no frequency
+                const bool escape = above || entry == kNarrowEscape;
+                const Symbol& symbol =
+                    tables_.symbol(q, cls, escape ? tables_.escape_symbol() : std::max(k, -largest) + largest);
+                const int at = q * (kNarrowEscape + 1) + entry;
+                narrow_[cls].starts[at] = symbol.start;
+                narrow_[cls].frequencies[at] = k < -largest || (above && entry != kNarrowEscape) ? 0 : symbol.frequency;
+                narrow_[cls].values[at] = value_of(offsets_, tables_.classes(), q, cls, k);
+            }
+        }
+        return true;
+    }
+
+    const TableSet& tables_;
+    const int8_t* offsets_;
+    std::vector<float> plain_;
+    std::vector<Narrow> narrow_;
+    bool is_narrow_[kMostClasses] = {};
+};
+
+using ValueSets = std::vector<std::unique_ptr<Values>>;
+
+const Values& values_for(const ValueSets& sets, const int8_t* offsets) {
+    return **std::find_if(sets.begin(), sets.end(), [&](const auto& set) { return set->offsets() == offsets; });
 }
 
 // A stream on its way through its strips.
 class Runner {
    public:
-    Runner(const TableSet& tables, const ValueStream& stream, Format format)
+    Runner(const ValueSets& sets, const ValueStream& stream, Format format)
         : stream_(stream),
+          sets_(sets),
           value_bytes_(format == Format::kFloat32 ? 4 : 2),
           escapes_(stream.escapes, stream.escape_bytes) {
         const size_t head = 4 * static_cast<size_t>(stream.lanes);
@@ -142,7 +211,6 @@ class Runner {
             strip_.states[l] = load(stream.words + 4 * static_cast<size_t>(l), 4);
             if (strip_.states[l] < kStateFloor) throw std::invalid_argument("stream: a lane starts below its floor");
         }
-        classes_ = tables.classes();
     }
 
     // Whether rows are left; opens the next strip where one ended.
@@ -183,7 +251,9 @@ class Runner {
             strip_.steps[l] = part.steps.column_steps[j];
             strip_.groups[l] = part.steps.groups[j];
         }
-        pack_offsets(part.steps.offsets);
+        const Values& values = values_for(sets_, part.steps.offsets);
+        strip_.offsets = values.offsets();
+        strip_.values = values.plain();
         strip_.width = static_cast<int>(width);
         strip_.row_codes = segment.row_codes;
         strip_.row_steps = part.steps.row_steps;
@@ -193,29 +263,17 @@ class Runner {
         strip_.shift = segment.shift;
         strip_.on_parity = trellis.on_parity();
         strip_.on_state = trellis.on_state();
+        strip_.narrow = values.narrow(strip_, segment);
         rows_left_ = segment.rows;
         first_ += width;
     }
 
-    void pack_offsets(const int8_t* offsets) {
-        for (int cls = 0; cls < classes_; ++cls) {
-            packed_[cls] = 0;
-            for (int cell = 0; cell < 4; ++cell) {
-                const int8_t offset = offsets[(cell / 2 * classes_ + cls) * 2 + cell % 2];
-                packed_[cls] |= uint32_t{static_cast<uint8_t>(offset)} << (24 - 8 * cell);
-            }
-        }
-        strip_.offsets = offsets;
-        strip_.packed_offsets = packed_;
-    }
-
     const ValueStream& stream_;
+    const ValueSets& sets_;
     size_t value_bytes_;
     std::vector<uint8_t> words_;
     EscapeReader escapes_;
     Strip strip_{};
-    alignas(64) uint32_t packed_[kMostClasses] = {};
-    int classes_;
     size_t segment_ = 0;
     size_t first_ = 0;
     size_t rows_left_ = 0;
@@ -225,13 +283,15 @@ void run(const Shared& shared, const Kernels& kernels, std::vector<std::unique_p
     while (kernels.two != nullptr && runners.size() == 2 && runners[0]->ready() && runners[1]->ready()) {
         const size_t rows = std::min(runners[0]->rows_left(), runners[1]->rows_left());
         Strip* strips[2] = {runners[0]->strip(), runners[1]->strip()};
-        kernels.two(shared, strips, rows);
+        const bool narrow = strips[0]->narrow != nullptr && strips[1]->narrow != nullptr;
+        (narrow ? kernels.narrow_two : kernels.two)(shared, strips, rows);
         for (auto& runner : runners) runner->advance(rows);
     }
     for (auto& runner : runners) {
         while (runner->ready()) {
             Strip* strip = runner->strip();
-            kernels.one(shared, &strip, runner->rows_left());
+            const bool narrow = strip->narrow != nullptr && kernels.narrow_one != nullptr;
+            (narrow ? kernels.narrow_one : kernels.one)(shared, &strip, runner->rows_left());
             runner->advance(runner->rows_left());
         }
         runner->finish();
@@ -277,11 +337,17 @@ void untile_rows(const T* tiles, size_t rows, size_t columns, size_t lanes, cons
 void decode_values(const TableSet& tables, const std::vector<ValueStream>& streams, Format format, int threads) {
     const Shared shared{&tables, tables.decoding_table()};
     const Kernels kernels = kernels_for(format);
+    ValueSets sets;
+    for (const ValueStream& stream : streams)
+        for (const ValueSegment& part : stream.segments)
+            if (std::none_of(sets.begin(), sets.end(),
+                             [&](const auto& set) { return set->offsets() == part.steps.offsets; }))
+                sets.push_back(std::make_unique<Values>(tables, part.steps.offsets));
     const size_t together = streams.size() >= 2 * static_cast<size_t>(std::max(threads, 1)) ? 2 : 1;
     in_parallel((streams.size() + together - 1) / together, threads, [&](size_t unit) {
         std::vector<std::unique_ptr<Runner>> runners;
         for (size_t s = unit * together; s < std::min(streams.size(), (unit + 1) * together); ++s)
-            runners.push_back(std::make_unique<Runner>(tables, streams[s], format));
+            runners.push_back(std::make_unique<Runner>(sets, streams[s], format));
         run(shared, kernels, runners);
     });
 }

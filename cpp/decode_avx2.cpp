@@ -40,18 +40,6 @@ TARGET inline void store_lanes(uint32_t* states, __m256i after, uint32_t lanes) 
         if (lanes >> l & 1U) states[l] = all[l];
 }
 
-// (u ± offset), exact in 1/64; `q` is all ones in lanes of quantizer 1, `offsets` the four int8 of their classes.
-TARGET inline __m256 value_of(__m256i offsets, __m256i q, __m256i k) {
-    const __m256i sign = _mm256_sign_epi32(_mm256_set1_epi32(1), k);
-    const __m256i position = _mm256_sub_epi32(_mm256_add_epi32(k, k), _mm256_and_si256(sign, q));
-    const __m256i beyond = _mm256_cmpgt_epi32(_mm256_abs_epi32(k), _mm256_set1_epi32(1));
-    const __m256i shift =
-        _mm256_add_epi32(_mm256_and_si256(q, _mm256_set1_epi32(16)), _mm256_and_si256(beyond, _mm256_set1_epi32(8)));
-    const __m256i offset = _mm256_srai_epi32(_mm256_sllv_epi32(offsets, shift), 24);
-    const __m256i fine = _mm256_add_epi32(_mm256_slli_epi32(position, 6), _mm256_sign_epi32(offset, k));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(fine), _mm256_set1_ps(1.0F / 64.0F));
-}
-
 TARGET inline __m256i to_bfloat16(__m256 value) {
     const __m256i bits = _mm256_castps_si256(value);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -107,7 +95,7 @@ TARGET void decode(const Shared& shared, Strip* const* strips, size_t rows) {
     const __m256i on_state = _mm256_set1_epi32(static_cast<int>(strip.on_state));
     const uint32_t active = strip.width == kMaxLanes ? ~0U : (1U << strip.width) - 1;
     const int* lookup = reinterpret_cast<const int*>(shared.lookup);
-    const int* offsets = reinterpret_cast<const int*>(strip.packed_offsets);
+    const float* zero_values = strip.values - kEscapeMark;  // of k = 0
     for (size_t i = 0; i < rows; ++i) {
         const int32_t row_code = *strip.row_codes;
         __m256i k[kParts];
@@ -144,7 +132,8 @@ TARGET void decode(const Shared& shared, Strip* const* strips, size_t rows) {
             else
                 store_lanes(strip.states + kPart * p, after, lanes);
             k[p] = _mm256_srai_epi32(entry, 24);
-            values[p] = value_of(_mm256_i32gather_epi32(offsets, cls, 4), q, k[p]);
+            const __m256i value_at = _mm256_add_epi32(_mm256_slli_epi32(table, kValueBits), k[p]);
+            values[p] = _mm256_i32gather_ps(zero_values, value_at, 4);
             escaped |= (signs(_mm256_cmpeq_epi32(k[p], _mm256_set1_epi32(kEscapeMark))) & lanes) << (kPart * p);
         }
         if (__builtin_expect(strip.next > strip.end, 0)) throw_truncated();

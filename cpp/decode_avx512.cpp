@@ -11,14 +11,13 @@ namespace {
 
 constexpr int kHalf = 16;
 
-// Offsets of a strip's classes, four int8 each, and its registers; loaded once per run of rows.
+// A strip's registers; loaded once per run of rows.
 struct Lanes {
     __m512i states[2];
     __m512i trellis[2];
     __m512i codes[2];
     __m512 steps[2];
     __mmask16 active[2];
-    __m512i offsets[4];
 };
 
 TARGET inline void load_lanes(const Strip& strip, Lanes& lanes) {
@@ -31,34 +30,6 @@ TARGET inline void load_lanes(const Strip& strip, Lanes& lanes) {
         lanes.steps[h] = _mm512_load_ps(strip.steps + kHalf * h);
         lanes.active[h] = static_cast<__mmask16>(active >> (kHalf * h));
     }
-#pragma GCC unroll 4
-    for (int part = 0; part < 4; ++part) lanes.offsets[part] = _mm512_loadu_si512(strip.packed_offsets + kHalf * part);
-}
-
-// 64-entry look-up in registers.
-TARGET inline __m512i offsets_of(const Lanes& lanes, __m512i cls) {
-    const __m512i low = _mm512_permutex2var_epi32(lanes.offsets[0], cls, lanes.offsets[1]);
-    const __m512i high = _mm512_permutex2var_epi32(lanes.offsets[2], cls, lanes.offsets[3]);
-    return _mm512_mask_blend_epi32(_mm512_test_epi32_mask(cls, _mm512_set1_epi32(32)), low, high);
-}
-
-// (u ± offset), exact in 1/64.
-TARGET inline __m512 value_of(const Lanes& lanes, __m512i cls, __mmask16 q, __m512i k) {
-    const __m512i zero = _mm512_setzero_si512();
-    const __m512i one = _mm512_set1_epi32(1);
-    const __mmask16 positive = _mm512_cmpgt_epi32_mask(k, zero);
-    const __mmask16 negative = _mm512_movepi32_mask(k);
-    __m512i position = _mm512_add_epi32(k, k);
-    position = _mm512_mask_sub_epi32(position, positive & q, position, one);
-    position = _mm512_mask_add_epi32(position, negative & q, position, one);
-    const __mmask16 beyond = _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(k), one);
-    __m512i shift = _mm512_maskz_set1_epi32(q, 16);
-    shift = _mm512_mask_add_epi32(shift, beyond, shift, _mm512_set1_epi32(8));
-    const __m512i offset = _mm512_srai_epi32(_mm512_sllv_epi32(offsets_of(lanes, cls), shift), 24);
-    __m512i fine = _mm512_slli_epi32(position, 6);
-    fine = _mm512_mask_add_epi32(fine, positive, fine, offset);
-    fine = _mm512_mask_sub_epi32(fine, negative, fine, offset);
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(fine), _mm512_set1_ps(1.0F / 64.0F));
 }
 
 TARGET inline __m256i to_bfloat16(__m512 value) {
@@ -66,6 +37,25 @@ TARGET inline __m256i to_bfloat16(__m512 value) {
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+
+// Scales half a row and writes its active lanes.
+template <Format kFormat>
+TARGET inline void store_half(const Strip& strip, int half, __mmask16 active, __m512 values, __m512 column_steps) {
+    const __m512 row_step = strip.group_count == 1 ? _mm512_set1_ps(*strip.row_steps)
+                                                   : _mm512_i32gather_ps(_mm512_load_si512(strip.groups + kHalf * half),
+                                                                         strip.row_steps, 4);
+    const __m512 scaled = _mm512_mul_ps(values, _mm512_mul_ps(column_steps, row_step));
+    if constexpr (kFormat == Format::kFloat32)
+        _mm512_mask_storeu_ps(strip.out + 4 * kHalf * half, active, scaled);
+    else
+        _mm256_mask_storeu_epi16(strip.out + 2 * kHalf * half, active, to_bfloat16(scaled));
+}
+
+TARGET inline void next_row(Strip& strip) {
+    ++strip.row_codes;
+    strip.row_steps += strip.group_count;
+    strip.out += strip.row_bytes;
 }
 
 // Escaped lanes one by one: their k, parity and value.
@@ -112,7 +102,8 @@ TARGET inline void decode_row(const Shared& shared, Strip& strip, Lanes& lanes) 
         next[h] = _mm512_add_epi32(product, _mm512_and_si512(_mm512_srli_epi32(entry, 12), low_bits));
         renewed[h] = _mm512_mask_cmplt_epu32_mask(lanes.active[h], next[h], _mm512_set1_epi32(kStateFloor));
         const __m512i k = _mm512_srai_epi32(entry, 24);
-        values[h] = value_of(lanes, cls, q, k);
+        const __m512i value_at = _mm512_add_epi32(_mm512_slli_epi32(table, kValueBits), k);
+        values[h] = _mm512_i32gather_ps(value_at, strip.values - kEscapeMark, 4);
         quantizer[h] = q;
         odd |= static_cast<uint32_t>(_mm512_test_epi32_mask(entry, _mm512_set1_epi32(1 << 24))) << (kHalf * h);
         const __mmask16 mark = _mm512_mask_cmpeq_epi32_mask(lanes.active[h], k, _mm512_set1_epi32(kEscapeMark));
@@ -136,19 +127,9 @@ TARGET inline void decode_row(const Shared& shared, Strip& strip, Lanes& lanes) 
         __m512i trellis = _mm512_srli_epi32(lanes.trellis[h], 1);
         trellis = _mm512_mask_xor_epi32(trellis, parity, trellis, _mm512_set1_epi32(strip.on_parity));
         lanes.trellis[h] = _mm512_mask_xor_epi32(trellis, quantizer[h], trellis, _mm512_set1_epi32(strip.on_state));
-        const __m512 row_step =
-            strip.group_count == 1
-                ? _mm512_set1_ps(*strip.row_steps)
-                : _mm512_i32gather_ps(_mm512_load_si512(strip.groups + kHalf * h), strip.row_steps, 4);
-        const __m512 value = _mm512_mul_ps(values[h], _mm512_mul_ps(lanes.steps[h], row_step));
-        if constexpr (kFormat == Format::kFloat32)
-            _mm512_mask_storeu_ps(strip.out + 4 * kHalf * h, lanes.active[h], value);
-        else
-            _mm256_mask_storeu_epi16(strip.out + 2 * kHalf * h, lanes.active[h], to_bfloat16(value));
+        store_half<kFormat>(strip, h, lanes.active[h], values[h], lanes.steps[h]);
     }
-    ++strip.row_codes;
-    strip.row_steps += strip.group_count;
-    strip.out += strip.row_bytes;
+    next_row(strip);
 }
 
 template <Format kFormat, int kStrips>
@@ -174,11 +155,137 @@ TARGET void decode(const Shared& shared, Strip* const* strips, size_t rows) {
     }
 }
 
+// 32 lanes as planes of 16 bits; see Narrow.
+struct Planes {
+    __m512i low;
+    __m512i high;
+    __m512i trellis;
+    __m512 steps[2];
+};
+
+// Bits [shift, shift + 16) of 32 lanes.
+TARGET inline __m512i words_of(const uint32_t* lanes, int shift) {
+    const __m256i first = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_load_si512(lanes), shift));
+    const __m256i second = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_load_si512(lanes + kHalf), shift));
+    return _mm512_inserti64x4(_mm512_castsi256_si512(first), second, 1);
+}
+
+TARGET inline void load_planes(const Strip& strip, Planes& planes) {
+    planes.low = words_of(strip.states, 0);
+    planes.high = words_of(strip.states, 16);
+    planes.trellis = words_of(strip.trellis, 0);
+    for (int h = 0; h < 2; ++h) planes.steps[h] = _mm512_load_ps(strip.steps + kHalf * h);
+}
+
+TARGET inline __m512i half_of(__m512i words, int half) {
+    return _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(words) : _mm512_extracti64x4_epi64(words, 1));
+}
+
+TARGET inline void store_planes(const Planes& planes, Strip& strip) {
+    for (int h = 0; h < 2; ++h) {
+        const __m512i high = _mm512_slli_epi32(half_of(planes.high, h), 16);
+        _mm512_store_si512(strip.states + kHalf * h, _mm512_or_si512(high, half_of(planes.low, h)));
+        _mm512_store_si512(strip.trellis + kHalf * h, half_of(planes.trellis, h));
+    }
+}
+
+// The entry of each slot: binary search over 32 cumulative frequencies per quantizer.
+TARGET inline __m512i search(const Narrow& table, __mmask32 q, __m512i slot) {
+    const __m512i first = _mm512_load_si512(table.starts);
+    const __m512i second = _mm512_load_si512(table.starts + 32);
+    const __m512i middle = _mm512_mask_set1_epi16(_mm512_set1_epi16(static_cast<int16_t>(table.starts[16])), q,
+                                                  static_cast<int16_t>(table.starts[48]));
+    __m512i entry = _mm512_maskz_set1_epi16(q, 32);
+    entry = _mm512_mask_add_epi16(entry, _mm512_cmple_epu16_mask(middle, slot), entry, _mm512_set1_epi16(16));
+#pragma GCC unroll 4
+    for (int step = 8; step > 0; step /= 2) {
+        const __m512i above = _mm512_add_epi16(entry, _mm512_set1_epi16(static_cast<int16_t>(step)));
+        const __m512i start = _mm512_permutex2var_epi16(first, above, second);
+        entry = _mm512_mask_mov_epi16(entry, _mm512_cmple_epu16_mask(start, slot), above);
+    }
+    return entry;
+}
+
+template <Format kFormat>
+TARGET inline void decode_narrow_row(const Shared& shared, Strip& strip, Planes& planes) {
+    const int32_t row_code = *strip.row_codes;
+    const Narrow& table = strip.narrow[class_at(strip, row_code, 0, shared.tables->classes())];
+    const __m512i ones = _mm512_set1_epi16(1);
+    const __mmask32 q = _mm512_test_epi16_mask(planes.trellis, ones);
+    const __m512i slot = _mm512_and_si512(planes.low, _mm512_set1_epi16(0xFFF));
+    const __m512i entry = search(table, q, slot);
+    const __m512i frequency = _mm512_permutex2var_epi16(_mm512_load_si512(table.frequencies), entry,
+                                                        _mm512_load_si512(table.frequencies + 32));
+    const __m512i start =
+        _mm512_permutex2var_epi16(_mm512_load_si512(table.starts), entry, _mm512_load_si512(table.starts + 32));
+    // frequency · (x >> 12) + slot − start in two planes
+    const __m512i bias = _mm512_sub_epi16(slot, start);
+    const __m512i shifted = _mm512_shldi_epi16(planes.high, planes.low, 4);
+    const __m512i top = _mm512_srli_epi16(planes.high, 12);
+    const __m512i low = _mm512_add_epi16(_mm512_mullo_epi16(frequency, shifted), bias);
+    const __m512i carried =
+        _mm512_add_epi16(_mm512_mulhi_epu16(frequency, shifted), _mm512_mullo_epi16(frequency, top));
+    const __m512i high = _mm512_mask_add_epi16(carried, _mm512_cmplt_epu16_mask(low, bias), carried, ones);
+    const __mmask32 renewed = _mm512_testn_epi16_mask(high, high);
+    const __m512i words = _mm512_maskz_expand_epi16(renewed, _mm512_loadu_si512(strip.next));
+    strip.next += 2 * static_cast<size_t>(__builtin_popcount(renewed));
+    if (__builtin_expect(strip.next > strip.end, 0)) throw_truncated();
+    planes.high = _mm512_mask_mov_epi16(high, renewed, low);
+    planes.low = _mm512_mask_mov_epi16(low, renewed, words);
+
+    __m512 values[2];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+        const __m512i at = half_of(entry, h);
+        const __m512 even = _mm512_permutex2var_ps(_mm512_load_ps(table.values), at, _mm512_load_ps(table.values + 16));
+        const __m512 odd =
+            _mm512_permutex2var_ps(_mm512_load_ps(table.values + 32), at, _mm512_load_ps(table.values + 48));
+        values[h] = _mm512_mask_mov_ps(even, static_cast<__mmask16>(q >> (kHalf * h)), odd);
+    }
+    uint32_t odd = _mm512_testn_epi16_mask(entry, ones);  // k = entry − 15
+    const __m512i within = _mm512_and_si512(entry, _mm512_set1_epi16(31));
+    const uint32_t escaped = _mm512_cmpeq_epi16_mask(within, _mm512_set1_epi16(kNarrowEscape));
+    if (__builtin_expect(escaped != 0, 0)) settle_escapes(shared, strip, row_code, escaped, q, odd, values);
+    const __m512i by_parity = _mm512_maskz_set1_epi16(odd, static_cast<int16_t>(strip.on_parity));
+    const __m512i by_state = _mm512_maskz_set1_epi16(q, static_cast<int16_t>(strip.on_state));
+    planes.trellis =
+        _mm512_ternarylogic_epi32(_mm512_srli_epi16(planes.trellis, 1), by_parity, by_state, 0x96);  // exclusive or
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) store_half<kFormat>(strip, h, 0xFFFF, values[h], planes.steps[h]);
+    next_row(strip);
+}
+
+template <Format kFormat, int kStrips>
+TARGET void decode_narrow(const Shared& shared, Strip* const* strips, size_t rows) {
+    Strip strip[kStrips];
+    Planes planes[kStrips];
+#pragma GCC unroll 2
+    for (int s = 0; s < kStrips; ++s) {
+        strip[s] = *strips[s];
+        load_planes(strip[s], planes[s]);
+    }
+    for (size_t i = 0; i < rows; ++i) {
+#pragma GCC unroll 2
+        for (int s = 0; s < kStrips; ++s) decode_narrow_row<kFormat>(shared, strip[s], planes[s]);
+    }
+#pragma GCC unroll 2
+    for (int s = 0; s < kStrips; ++s) {
+        store_planes(planes[s], strip[s]);
+        *strips[s] = strip[s];
+    }
+}
+
 }  // namespace
 
 DecodeKernel decode_kernel_avx512(Format format, int strips) {
     if (format == Format::kFloat32) return strips == 1 ? decode<Format::kFloat32, 1> : decode<Format::kFloat32, 2>;
     return strips == 1 ? decode<Format::kBfloat16, 1> : decode<Format::kBfloat16, 2>;
+}
+
+DecodeKernel decode_narrow_kernel_avx512(Format format, int strips) {
+    if (format == Format::kFloat32)
+        return strips == 1 ? decode_narrow<Format::kFloat32, 1> : decode_narrow<Format::kFloat32, 2>;
+    return strips == 1 ? decode_narrow<Format::kBfloat16, 1> : decode_narrow<Format::kBfloat16, 2>;
 }
 
 }  // namespace trueaxis

@@ -8,6 +8,16 @@
 
 namespace trueaxis {
 
+// Both tables of one class where no |k| above 15 has a probability, as a search in registers wants them: entry
+// 32 q + k + 15, the escape at 32 q + 31. An absent table reads as nothing but escapes.
+struct alignas(64) Narrow {
+    uint16_t starts[64];
+    uint16_t frequencies[64];
+    float values[64];  // reconstruction before scaling
+};
+constexpr int kNarrowMagnitude = 15;
+constexpr int kNarrowEscape = 31;
+
 // One strip on its way, and the stream it is part of.
 struct Strip {
     alignas(64) uint32_t states[kMaxLanes];   // of the coder
@@ -27,18 +37,20 @@ struct Strip {
     uint32_t on_parity;
     uint32_t on_state;
     EscapeReader* escapes;
-    const int8_t* offsets;           // [2, classes, 2]
-    const uint32_t* packed_offsets;  // [64] the four of a class: of cell c = 2 q + (|k| >= 2) in byte 3 - c
+    const int8_t* offsets;  // [2, classes, 2]
+    const float* values;    // [2, classes, 128] reconstruction of k = −64 .. 63 before scaling
+    const Narrow* narrow;   // [classes] where all lanes share a class and all classes in reach are narrow
 };
 
 // What all strips share.
 struct Shared {
     const TableSet* tables;
     const uint32_t*
-        lookup;  // [2, classes, 4096]: frequency, slot - start << 12, k << 24; k = -128 for an escape or no table
+        lookup;  // [2, classes, 4096]: frequency, slot - start << 12, k << 24; k = -64 for an escape or no table
 };
 
-constexpr int kEscapeMark = -128;
+constexpr int kEscapeMark = -64;
+constexpr int kValueBits = 7;  // of the values of a table
 
 // `rows` rows of one or two strips.
 using DecodeKernel = void (*)(const Shared& shared, Strip* const* strips, size_t rows);
@@ -65,8 +77,9 @@ inline uint16_t to_bfloat16(float value) {
     return static_cast<uint16_t>((bits + 0x7FFFU + (bits >> 16 & 1U)) >> 16);
 }
 
-// One strip, and for AVX-512 also two.
+// One strip, and for AVX-512 also two, and strips with `narrow` set.
 DecodeKernel decode_kernel_avx2(Format format);
 DecodeKernel decode_kernel_avx512(Format format, int strips);
+DecodeKernel decode_narrow_kernel_avx512(Format format, int strips);
 
 }  // namespace trueaxis

@@ -43,7 +43,7 @@ TableSet::TableSet(const uint16_t* frequencies, const uint8_t* escape_orders, in
 
 const uint32_t* TableSet::decoding_table() const {
     std::call_once(once_, [this] {
-        constexpr uint32_t mark = 0x80U << 24;
+        constexpr uint32_t mark = 0xC0U << 24;
         decoding_table_.assign(static_cast<size_t>(kQuantizers) * classes_ * kTotal, mark);
         for (int t = 0; t < kQuantizers * classes_; ++t) {
             if (lookup_[t].empty()) continue;

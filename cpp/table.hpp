@@ -41,7 +41,7 @@ class TableSet {
     // All symbols; those of a table start at symbols_at.
     const Symbol* symbols() const { return symbols_.data(); }
     int symbols_at(int quantizer, int cls) const { return table(quantizer, cls) * symbol_count(); }
-    // [2, classes, 4096]: frequency | slot − start << 12 | k << 24, k = −128 for an escape or where a table is absent.
+    // [2, classes, 4096]: frequency | slot − start << 12 | k << 24, k = −64 for an escape or where a table is absent.
     // Made on first use.
     const uint32_t* decoding_table() const;
     int find(int quantizer, int cls, uint32_t slot) const { return lookup_[table(quantizer, cls)][slot]; }

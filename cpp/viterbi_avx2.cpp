@@ -151,7 +151,8 @@ TARGET void branches_avx2(const Rounding& rounding, Column& column, size_t first
             const __m256 position =
                 _mm256_max_ps(_mm256_sub_ps(twice, _mm256_set1_ps(static_cast<float>(q))), _mm256_setzero_ps());
             const __m256 error_below = _mm256_sub_ps(x, position);
-            const __m256 error_above = _mm256_sub_ps(x, _mm256_add_ps(twice, _mm256_set1_ps(static_cast<float>(2 - q))));
+            const __m256 error_above =
+                _mm256_sub_ps(x, _mm256_add_ps(twice, _mm256_set1_ps(static_cast<float>(2 - q))));
             const __m256 cost_below =
                 _mm256_add_ps(_mm256_mul_ps(error_below, error_below), _mm256_i32gather_ps(rates, at, 4));
             const __m256 cost_above =

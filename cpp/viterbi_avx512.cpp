@@ -111,7 +111,8 @@ TARGET void branches_avx512(const Rounding& rounding, Column& column, size_t fir
             const __m512 twice = _mm512_add_ps(below, below);
             const __m512 position = _mm512_max_ps(_mm512_sub_ps(twice, _mm512_set1_ps(static_cast<float>(q))), zeros);
             const __m512 error_below = _mm512_sub_ps(x, position);
-            const __m512 error_above = _mm512_sub_ps(x, _mm512_add_ps(twice, _mm512_set1_ps(static_cast<float>(2 - q))));
+            const __m512 error_above =
+                _mm512_sub_ps(x, _mm512_add_ps(twice, _mm512_set1_ps(static_cast<float>(2 - q))));
             const __m512 cost_below =
                 _mm512_add_ps(_mm512_mul_ps(error_below, error_below), _mm512_i32gather_ps(at, rates, 4));
             const __m512 cost_above =
