@@ -1,6 +1,6 @@
 """Gap to the rate–distortion limit, all bytes counted: an i.i.d. Gaussian source, and real layers with their metrics.
 
-    python benchmarks/limit.py [--layers FILE.safetensors] [--size 4096] [--bits 2 3 4]
+    python benchmarks/limit.py [--layers FILE.safetensors] [--size 4096] [--bits 1 1.5 2 3 4]
 
 The rate is that of a residual record and its tables, as a file would hold them. `floor` is a scalar quantizer's.
 """
@@ -16,16 +16,18 @@ from pathlib import Path
 import numpy as np
 
 from trueaxis.assemble import count_symbols
-from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from, pack_tables
+from trueaxis.entropy.model import Tables, fit_tables, offsets_from, pack_tables
 from trueaxis.entropy.stream import decode_indices, dequantize, pack_residual, unpack_residual
 from trueaxis.metric.metric import distance, limit_bits
 from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
+from trueaxis.quantize.start import settled_tables
 from trueaxis.recipe import Rans, recipe
 from trueaxis.types import Array, Metric, Weight
 
 PASSES = 6
+EFFORT_RECIPES = ["fast", "identity", "best"]
 RECIPES = ["identity", "gptq", "gptq-uniform", "rtn"]
 Source = tuple[str, Array, Metric]
 
@@ -34,7 +36,7 @@ def code(weight: Array, metric: Metric, name: str, target_bits: float) -> tuple[
     """(bits per weight, relative distortion, limit) of one matrix near a rate, decoded from its own bytes."""
     stage, entropy = recipe(name).quantize, Rans()
     plan = Planner(stage).plan(Weight("matrix", weight.shape, "F32", "linear", "space"), weight, metric)
-    tables, octaves = first_tables(), np.log2(first_c([plan], target_bits * weight.size))
+    tables, octaves = settled_tables(plan.trellis, plan.rate_weight), np.log2(first_c([plan], target_bits * weight.size))
     for _ in range(PASSES):
         outcome = quantize(plan, 2.0**octaves, tables)
         fitted = fit_tables(count_symbols([outcome.quantized]), tables.offsets)
@@ -90,10 +92,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--layers", type=Path)
     parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0, 4.0])
+    parser.add_argument("--bits", type=float, nargs="+", default=[1.0, 1.5, 2.0, 3.0, 4.0])
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
-    report("i.i.d. Gaussian", gaussian(options.size), ["identity"], options.bits)
+    report("i.i.d. Gaussian", gaussian(options.size), EFFORT_RECIPES, options.bits)
     if options.layers:
         report(str(options.layers.name), layers(options.layers), RECIPES, options.bits)
 

@@ -50,7 +50,7 @@ class Effort:
         return self.states.bit_length() - 2 if self.states > 1 else 0
 
 
-EFFORTS = {"scalar": Effort(1, 4), "fast": Effort(8, 3), "default": Effort(64, 4), "best": Effort(256, 8)}
+EFFORTS = {"scalar": Effort(1, 2), "fast": Effort(8, 2), "default": Effort(64, 2), "best": Effort(256, 5)}
 
 
 @dataclass(frozen=True)
