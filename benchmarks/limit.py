@@ -36,7 +36,10 @@ def code(weight: Array, metric: Metric, name: str, target_bits: float) -> tuple[
     """(bits per weight, relative distortion, limit) of one matrix near a rate, decoded from its own bytes."""
     stage, entropy = recipe(name).quantize, Rans()
     plan = Planner(stage).plan(Weight("matrix", weight.shape, "F32", "linear", "space"), weight, metric)
-    tables, octaves = settled_tables(plan.trellis, plan.rate_weight), np.log2(first_c([plan], target_bits * weight.size))
+    tables, octaves = (
+        settled_tables(plan.trellis, plan.rate_weight),
+        np.log2(first_c([plan], target_bits * weight.size)),
+    )
     for _ in range(PASSES):
         outcome = quantize(plan, 2.0**octaves, tables)
         fitted = fit_tables(count_symbols([outcome.quantized]), tables.offsets)

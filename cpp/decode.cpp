@@ -63,27 +63,30 @@ template <Format kFormat>
 void decode_row(const Shared& shared, Strip& strip) {
     const int classes = shared.tables->classes();
     const int32_t row_code = *strip.row_codes;
-    int32_t k[kMaxLanes];
-    float values[kMaxLanes] = {};
+    uint32_t tables[kMaxLanes];
     uint32_t entries[kMaxLanes] = {};
-    uint32_t escaped = 0;
+    int32_t k[kMaxLanes];
+    float values[kMaxLanes];
+    for (int l = 0; l < kMaxLanes; ++l)
+        tables[l] = (strip.trellis[l] & 1U) * static_cast<uint32_t>(classes) +
+                    static_cast<uint32_t>(class_at(strip, row_code, l, classes));
+    const uint8_t* next = strip.next;
     for (int l = 0; l < strip.width; ++l) {
-        const int cls = class_at(strip, row_code, l, classes);
-        const uint32_t q = strip.trellis[l] & 1U;
         const uint32_t x = strip.states[l];
-        const uint32_t entry = shared.lookup[(q * classes + cls) * kTotal + (x & (kTotal - 1))];
+        const uint32_t entry = shared.lookup[tables[l] << kProbabilityBits | (x & (kTotal - 1))];
         const uint32_t y = (entry & 0xFFFU) * (x >> kProbabilityBits) + (entry >> 12 & 0xFFFU);
         const uint32_t low = y < kStateFloor ? 1 : 0;
-        strip.states[l] = y << (16 * low) | (load(strip.next, 2) & (0U - low));
-        strip.next += 2 * low;
+        strip.states[l] = y << (16 * low) | (load(next, 2) & (0U - low));
+        next += 2 * low;
         entries[l] = entry;
-        values[l] =
-            strip.values[((q * classes + cls) << kValueBits) + (static_cast<int32_t>(entry) >> 24) - kEscapeMark];
     }
-    if (strip.next > strip.end) throw_truncated();
+    strip.next = next;
+    if (next > strip.end) throw_truncated();
+    uint32_t escaped = 0;
     for (int l = 0; l < kMaxLanes; ++l) {
         k[l] = static_cast<int32_t>(entries[l]) >> 24;
-        escaped |= k[l] == kEscapeMark ? 1U << l : 0U;
+        values[l] = strip.values[static_cast<int32_t>(tables[l] << kValueBits) + k[l] - kEscapeMark];
+        escaped |= static_cast<uint32_t>(k[l] == kEscapeMark) << l;
     }
     for (uint32_t rest = escaped; rest != 0; rest &= rest - 1) {
         const int l = __builtin_ctz(rest);

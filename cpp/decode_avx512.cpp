@@ -32,11 +32,15 @@ TARGET inline void load_lanes(const Strip& strip, Lanes& lanes) {
     }
 }
 
-TARGET inline __m256i to_bfloat16(__m512 value) {
+// The bfloat16 nearest to each value, ties to even, in the upper 16 bits.
+TARGET inline __m512i rounded_to_bfloat16(__m512 value) {
     const __m512i bits = _mm512_castps_si512(value);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+}
+
+TARGET inline __m256i to_bfloat16(__m512 value) {
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded_to_bfloat16(value), 16));
 }
 
 // Scales half a row and writes its active lanes.
@@ -58,21 +62,27 @@ TARGET inline void next_row(Strip& strip) {
     strip.out += strip.row_bytes;
 }
 
-// Escaped lanes one by one: their k, parity and value.
-TARGET __attribute__((noinline)) void settle_escapes(const Shared& shared, Strip& strip, int32_t row_code,
-                                                     uint32_t escaped, uint32_t quantizers, uint32_t& odd,
-                                                     __m512 (&values)[2]) {
+// What escaped lanes change: parities of k, and values.
+struct Settled {
+    uint32_t odd;
+    __m512 values[2];
+};
+
+// Escaped lanes one by one. By value: a row's registers must not be forced into memory for the rare case.
+TARGET __attribute__((noinline)) Settled settle_escapes(const Shared& shared, Strip& strip, int32_t row_code,
+                                                        uint32_t escaped, uint32_t quantizers, Settled settled) {
     alignas(64) float value[kMaxLanes];
-    _mm512_store_ps(value, values[0]);
-    _mm512_store_ps(value + kHalf, values[1]);
+    _mm512_store_ps(value, settled.values[0]);
+    _mm512_store_ps(value + kHalf, settled.values[1]);
     for (; escaped != 0; escaped &= escaped - 1) {
         const int l = __builtin_ctz(escaped);
         const Escape escape = read_escape(shared, strip, static_cast<int>(quantizers >> l & 1U), row_code, l);
-        odd = (odd & ~(1U << l)) | (static_cast<uint32_t>(escape.k) & 1U) << l;
+        settled.odd = (settled.odd & ~(1U << l)) | (static_cast<uint32_t>(escape.k) & 1U) << l;
         value[l] = escape.value;
     }
-    values[0] = _mm512_load_ps(value);
-    values[1] = _mm512_load_ps(value + kHalf);
+    settled.values[0] = _mm512_load_ps(value);
+    settled.values[1] = _mm512_load_ps(value + kHalf);
+    return settled;
 }
 
 template <Format kFormat>
@@ -115,7 +125,11 @@ TARGET inline void decode_row(const Shared& shared, Strip& strip, Lanes& lanes) 
     if (__builtin_expect(strip.next > strip.end, 0)) throw_truncated();
     if (__builtin_expect(escaped != 0, 0)) {
         const uint32_t quantizers = quantizer[0] | static_cast<uint32_t>(quantizer[1]) << kHalf;
-        settle_escapes(shared, strip, row_code, escaped, quantizers, odd, values);
+        const Settled settled =
+            settle_escapes(shared, strip, row_code, escaped, quantizers, {odd, {values[0], values[1]}});
+        odd = settled.odd;
+        values[0] = settled.values[0];
+        values[1] = settled.values[1];
     }
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
@@ -160,8 +174,23 @@ struct Planes {
     __m512i low;
     __m512i high;
     __m512i trellis;
-    __m512 steps[2];
+    __m512 steps[2];  // of the even lanes, then of the odd ones
 };
+
+// Every second of 32 lanes, from lane 0 or 1 on.
+TARGET inline __m512i every_second(const void* lanes, int first) {
+    const __m512i places = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    return _mm512_permutex2var_epi32(_mm512_load_si512(lanes), _mm512_add_epi32(places, _mm512_set1_epi32(first)),
+                                     _mm512_load_si512(static_cast<const uint8_t*>(lanes) + 64));
+}
+
+// Even and odd lanes to 32 lanes in order.
+TARGET inline void interleave(const __m512 (&values)[2], float* lanes) {
+    const __m512i first = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    _mm512_storeu_ps(lanes, _mm512_permutex2var_ps(values[0], first, values[1]));
+    _mm512_storeu_ps(lanes + kHalf, _mm512_permutex2var_ps(values[0], second, values[1]));
+}
 
 // Bits [shift, shift + 16) of 32 lanes.
 TARGET inline __m512i words_of(const uint32_t* lanes, int shift) {
@@ -174,7 +203,7 @@ TARGET inline void load_planes(const Strip& strip, Planes& planes) {
     planes.low = words_of(strip.states, 0);
     planes.high = words_of(strip.states, 16);
     planes.trellis = words_of(strip.trellis, 0);
-    for (int h = 0; h < 2; ++h) planes.steps[h] = _mm512_load_ps(strip.steps + kHalf * h);
+    for (int h = 0; h < 2; ++h) planes.steps[h] = _mm512_castsi512_ps(every_second(strip.steps, h));
 }
 
 TARGET inline __m512i half_of(__m512i words, int half) {
@@ -206,6 +235,38 @@ TARGET inline __m512i search(const Narrow& table, __mmask32 q, __m512i slot) {
     return entry;
 }
 
+TARGET __attribute__((noinline)) Settled settle_narrow_escapes(const Shared& shared, Strip& strip, int32_t row_code,
+                                                               uint32_t escaped, uint32_t quantizers, Settled settled) {
+    alignas(64) float lanes[kMaxLanes];
+    interleave(settled.values, lanes);
+    const Settled in_order{settled.odd, {_mm512_load_ps(lanes), _mm512_load_ps(lanes + kHalf)}};
+    settled = settle_escapes(shared, strip, row_code, escaped, quantizers, in_order);
+    _mm512_store_ps(lanes, settled.values[0]);
+    _mm512_store_ps(lanes + kHalf, settled.values[1]);
+    for (int h = 0; h < 2; ++h) settled.values[h] = _mm512_castsi512_ps(every_second(lanes, h));
+    return settled;
+}
+
+// Scales even and odd lanes and writes the row.
+template <Format kFormat>
+TARGET inline void store_interleaved(const Strip& strip, const __m512 (&values)[2], const __m512 (&column_steps)[2]) {
+    __m512 scaled[2];
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+        const __m512 row_step = strip.group_count == 1
+                                    ? _mm512_set1_ps(*strip.row_steps)
+                                    : _mm512_i32gather_ps(every_second(strip.groups, h), strip.row_steps, 4);
+        scaled[h] = _mm512_mul_ps(values[h], _mm512_mul_ps(column_steps[h], row_step));
+    }
+    if constexpr (kFormat == Format::kFloat32) {
+        interleave(scaled, reinterpret_cast<float*>(strip.out));
+    } else {
+        const __m512i even = _mm512_srli_epi32(rounded_to_bfloat16(scaled[0]), 16);
+        const __m512i both = _mm512_mask_blend_epi16(0xAAAAAAAA, even, rounded_to_bfloat16(scaled[1]));
+        _mm512_storeu_si512(strip.out, both);
+    }
+}
+
 template <Format kFormat>
 TARGET inline void decode_narrow_row(const Shared& shared, Strip& strip, Planes& planes) {
     const int32_t row_code = *strip.row_codes;
@@ -233,25 +294,31 @@ TARGET inline void decode_narrow_row(const Shared& shared, Strip& strip, Planes&
     planes.high = _mm512_mask_mov_epi16(high, renewed, low);
     planes.low = _mm512_mask_mov_epi16(low, renewed, words);
 
-    __m512 values[2];
+    __m512 values[2];  // of the even lanes, then of the odd ones
 #pragma GCC unroll 2
     for (int h = 0; h < 2; ++h) {
-        const __m512i at = half_of(entry, h);
-        const __m512 even = _mm512_permutex2var_ps(_mm512_load_ps(table.values), at, _mm512_load_ps(table.values + 16));
-        const __m512 odd =
+        const __m512i at = h == 0 ? entry : _mm512_srli_epi32(entry, 16);  // the permutations read the low 5 bits
+        const __m512 first =
+            _mm512_permutex2var_ps(_mm512_load_ps(table.values), at, _mm512_load_ps(table.values + 16));
+        const __m512 second =
             _mm512_permutex2var_ps(_mm512_load_ps(table.values + 32), at, _mm512_load_ps(table.values + 48));
-        values[h] = _mm512_mask_mov_ps(even, static_cast<__mmask16>(q >> (kHalf * h)), odd);
+        values[h] = _mm512_mask_mov_ps(first, _mm512_test_epi32_mask(at, _mm512_set1_epi32(32)), second);
     }
     uint32_t odd = _mm512_testn_epi16_mask(entry, ones);  // k = entry − 15
     const __m512i within = _mm512_and_si512(entry, _mm512_set1_epi16(31));
     const uint32_t escaped = _mm512_cmpeq_epi16_mask(within, _mm512_set1_epi16(kNarrowEscape));
-    if (__builtin_expect(escaped != 0, 0)) settle_escapes(shared, strip, row_code, escaped, q, odd, values);
+    if (__builtin_expect(escaped != 0, 0)) {
+        const Settled settled =
+            settle_narrow_escapes(shared, strip, row_code, escaped, q, {odd, {values[0], values[1]}});
+        odd = settled.odd;
+        values[0] = settled.values[0];
+        values[1] = settled.values[1];
+    }
     const __m512i by_parity = _mm512_maskz_set1_epi16(odd, static_cast<int16_t>(strip.on_parity));
     const __m512i by_state = _mm512_maskz_set1_epi16(q, static_cast<int16_t>(strip.on_state));
     planes.trellis =
         _mm512_ternarylogic_epi32(_mm512_srli_epi16(planes.trellis, 1), by_parity, by_state, 0x96);  // exclusive or
-#pragma GCC unroll 2
-    for (int h = 0; h < 2; ++h) store_half<kFormat>(strip, h, 0xFFFF, values[h], planes.steps[h]);
+    store_interleaved<kFormat>(strip, values, planes.steps);
     next_row(strip);
 }
 

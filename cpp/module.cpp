@@ -223,6 +223,28 @@ using MatrixTuple = std::tuple<In<int32_t, 1>, In<int32_t, 1>, int, int, In<int8
 // lanes.
 using StreamTuple = std::tuple<nb::bytes, nb::bytes, std::vector<std::tuple<size_t, size_t, size_t>>>;
 
+// The streams as the decoder takes them; tile(number, first) is where column `first` of a matrix begins.
+template <typename Tile>
+std::vector<ValueStream> value_streams(const std::vector<StreamTuple>& streams,
+                                       const std::vector<DescribedMatrix>& matrices, int lanes, Tile tile) {
+    std::vector<ValueStream> work;
+    std::vector<size_t> missing;
+    for (const DescribedMatrix& matrix : matrices) missing.push_back(matrix.columns());
+    for (const auto& [words, escapes, parts] : streams) {
+        work.push_back({data_of(words), words.size(), data_of(escapes), escapes.size(), {}, lanes});
+        for (const auto& [number, first, count] : parts) {
+            require(number < matrices.size() && count <= missing[number] && first % lanes == 0 &&
+                        first <= matrices[number].columns() && count <= matrices[number].columns() - first,
+                    "stream: a range of columns does not fit its matrix");
+            missing[number] -= count;
+            work.back().segments.push_back(matrices[number].segment(first, count, tile(number, first)));
+        }
+    }
+    require(std::all_of(missing.begin(), missing.end(), [](size_t count) { return count == 0; }),
+            "stream: columns of a matrix are missing");
+    return work;
+}
+
 template <typename T>
 std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector<StreamTuple>& streams,
                                        const std::vector<MatrixTuple>& tuples, int lanes, int threads) {
@@ -231,7 +253,6 @@ std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector
     std::vector<DescribedMatrix> matrices;
     std::vector<std::unique_ptr<T[]>> tiles;
     std::vector<Out<T, 2>> decoded;
-    std::vector<size_t> missing;
     for (const MatrixTuple& tuple : tuples) {
         matrices.push_back(std::make_from_tuple<DescribedMatrix>(tuple));
         const DescribedMatrix& matrix = matrices.back();
@@ -239,22 +260,10 @@ std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector
         const size_t strips = (matrix.columns() + lanes - 1) / lanes;
         tiles.emplace_back(new T[strips * lanes * matrix.rows()]);
         decoded.push_back(allocate<T, 2>({matrix.rows(), matrix.columns()}));
-        missing.push_back(matrix.columns());
     }
-    std::vector<ValueStream> work;
-    for (const auto& [words, escapes, parts] : streams) {
-        work.push_back({data_of(words), words.size(), data_of(escapes), escapes.size(), {}, lanes});
-        for (const auto& [number, first, count] : parts) {
-            require(number < matrices.size() && count <= missing[number] && first % lanes == 0 &&
-                        first <= matrices[number].columns() && count <= matrices[number].columns() - first,
-                    "stream: a range of columns does not fit its matrix");
-            missing[number] -= count;
-            T* at = tiles[number].get() + first * matrices[number].rows();
-            work.back().segments.push_back(matrices[number].segment(first, count, at));
-        }
-    }
-    require(std::all_of(missing.begin(), missing.end(), [](size_t count) { return count == 0; }),
-            "stream: columns of a matrix are missing");
+    const std::vector<ValueStream> work = value_streams(streams, matrices, lanes, [&](size_t number, size_t first) {
+        return tiles[number].get() + first * matrices[number].rows();
+    });
     const nb::gil_scoped_release release;
     decode_values(tables, work, format, threads);
     for (size_t number = 0; number < matrices.size(); ++number)
@@ -264,6 +273,20 @@ std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector
 }
 
 void bind_decoding(nb::module_& m) {
+    // Decoding alone, of one matrix into bfloat16 tiles [strip, rows, lanes] that are there already.
+    m.def("decode_tiles", [](const TableSet& tables, const std::vector<StreamTuple>& streams, const MatrixTuple& tuple,
+                             int lanes, int threads, InOut<uint16_t, 1> tiles) {
+        const std::vector<DescribedMatrix> matrices{std::make_from_tuple<DescribedMatrix>(tuple)};
+        const DescribedMatrix& matrix = matrices.front();
+        matrix.check(tables.classes());
+        require(lanes >= 1 && lanes <= kMaxLanes, "stream: lanes are not 1 to 32");
+        require(tiles.shape(0) == (matrix.columns() + lanes - 1) / lanes * lanes * matrix.rows(),
+                "tiles: expected columns rounded up to lanes, times rows");
+        const auto work = value_streams(streams, matrices, lanes,
+                                        [&](size_t, size_t first) { return tiles.data() + first * matrix.rows(); });
+        const nb::gil_scoped_release release;
+        decode_values(tables, work, Format::kBfloat16, threads);
+    });
     m.def("decode_float32", &decode_matrices<float>);
     m.def("decode_bfloat16", &decode_matrices<uint16_t>);
 }

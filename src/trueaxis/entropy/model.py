@@ -117,9 +117,7 @@ def tables_for(counts: Array, offsets: Array, largest: int) -> Tables:
 
 def _folded(counts: Array, largest: int) -> Array:
     """Counts with everything above `largest` in one escape symbol."""
-    return np.concatenate(
-        [counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2
-    )
+    return np.concatenate([counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2)
 
 
 def _estimated_bits(tables: Tables, counts: Array) -> float:

@@ -243,9 +243,7 @@ def decode_values(header: ResidualHeader, tables: Tables, bfloat16: bool, thread
     return _decode_values(streams, [header], tables, header.lanes, bfloat16, threads)[0]
 
 
-def decode_shared_values(
-    payload: bytes, headers: list[ResidualHeader], tables: Tables, bfloat16: bool
-) -> list[Array]:
+def decode_shared_values(payload: bytes, headers: list[ResidualHeader], tables: Tables, bfloat16: bool) -> list[Array]:
     """Ŵ [m, n] of every matrix in a shared stream, as `decode_values`.
 
     Raises:
