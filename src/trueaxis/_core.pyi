@@ -1,4 +1,7 @@
-"""C++ core: tables, rANS, trellis, decoding, side information, noise feedback. Every function checks its shapes (ValueError)."""
+"""C++ core: tables, rANS, trellis, decoding, side information, noise feedback.
+
+Every function checks its shapes (ValueError).
+"""
 
 from collections.abc import Sequence
 
