@@ -66,7 +66,7 @@ class Feedback:
 
     effort: str = "default"
     damping: float = 1e-3
-    rate_weight: float = 0.06
+    rate_weight: float = 0.03
     row_exponent: float = 0.5
 
 
