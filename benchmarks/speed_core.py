@@ -2,8 +2,9 @@
 
     python benchmarks/speed_core.py [--size 4096] [--bits 1.5 2 3 4] [--runs 3]
 
-Rates are by processor time of this process per thread, so that other work on the machine counts less, and those by
-wall time stand beside them: only the latter tell how two threads scale. Decoding goes to bfloat16. "tiles" is the fused decoder alone, [strip, rows, 32]; "rows" adds
+Rates are by processor time of this process per thread, so that other work on the machine counts less; those by wall
+time stand beside them, and only they tell how two threads scale. Decoding goes to bfloat16. "tiles" is the fused
+decoder alone, [strip, rows, 32], into memory that is there already; "rows" is what a loader pays: fresh memory, and
 the pass that puts every column in its place, row after row. `constriction` decodes the same indices with one fixed
 categorical model, its fastest way (pip install constriction).
 """
