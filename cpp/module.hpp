@@ -6,6 +6,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <array>
 #include <cstdlib>
 #include <new>
@@ -24,6 +28,18 @@ using Out = nb::ndarray<nb::numpy, T, nb::ndim<D>>;
 
 inline void require(bool holds, const char* message) {
     if (!holds) throw std::invalid_argument(message);
+}
+
+// Memory to be filled completely, in large pages where the system has them: touching it first costs less there.
+inline void* allocate_pages(size_t bytes) {
+    constexpr size_t page = size_t{2} << 20;
+    void* data = bytes < 2 * page ? std::malloc(bytes > 0 ? bytes : 1)
+                                  : std::aligned_alloc(page, (bytes + page - 1) / page * page);
+    if (data == nullptr) throw std::bad_alloc();
+#if defined(__linux__)
+    if (bytes >= 2 * page) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    return data;
 }
 
 template <typename T, size_t D>

@@ -87,15 +87,18 @@ std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector
     constexpr Format format = sizeof(T) == 4 ? Format::kFloat32 : Format::kBfloat16;
     require(lanes >= 1 && lanes <= kMaxLanes, "stream: lanes are not 1 to 32");
     std::vector<DescribedMatrix> matrices;
-    std::vector<std::unique_ptr<T[]>> tiles;
+    std::vector<std::unique_ptr<T, decltype(&std::free)>> tiles;
     std::vector<Out<T, 2>> decoded;
     for (const MatrixTuple& tuple : tuples) {
         matrices.push_back(std::make_from_tuple<DescribedMatrix>(tuple));
         const DescribedMatrix& matrix = matrices.back();
         matrix.check(tables.classes());
         const size_t strips = (matrix.columns() + lanes - 1) / lanes;
-        tiles.emplace_back(new T[strips * lanes * matrix.rows()]);
-        decoded.push_back(allocate<T, 2>({matrix.rows(), matrix.columns()}));
+        tiles.emplace_back(static_cast<T*>(allocate_pages(strips * lanes * matrix.rows() * sizeof(T))), &std::free);
+        auto* data = static_cast<T*>(allocate_pages(matrix.rows() * matrix.columns() * sizeof(T)));
+        nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
+        const size_t shape[2] = {matrix.rows(), matrix.columns()};
+        decoded.emplace_back(data, 2, shape, owner);
     }
     const std::vector<ValueStream> work = value_streams(streams, matrices, lanes, [&](size_t number, size_t first) {
         return tiles[number].get() + first * matrices[number].rows();
