@@ -68,17 +68,19 @@ void decode_row(const Shared& shared, Strip& strip) {
     int32_t k[kMaxLanes];
     float values[kMaxLanes];
     for (int l = 0; l < kMaxLanes; ++l)
-        tables[l] = (strip.trellis[l] & 1U) * static_cast<uint32_t>(classes) +
+        tables[l] = ((0U - (strip.trellis[l] & 1U)) & static_cast<uint32_t>(classes)) +
                     static_cast<uint32_t>(class_at(strip, row_code, l, classes));
-    const uint8_t* next = strip.next;
+    uint32_t states[kMaxLanes];
     for (int l = 0; l < strip.width; ++l) {
         const uint32_t x = strip.states[l];
-        const uint32_t entry = shared.lookup[tables[l] << kProbabilityBits | (x & (kTotal - 1))];
-        const uint32_t y = (entry & 0xFFFU) * (x >> kProbabilityBits) + (entry >> 12 & 0xFFFU);
-        const uint32_t low = y < kStateFloor ? 1 : 0;
-        strip.states[l] = y << (16 * low) | (load(next, 2) & (0U - low));
+        entries[l] = shared.lookup[tables[l] << kProbabilityBits | (x & (kTotal - 1))];
+        states[l] = (entries[l] & 0xFFFU) * (x >> kProbabilityBits) + (entries[l] >> 12 & 0xFFFU);
+    }
+    const uint8_t* next = strip.next;
+    for (int l = 0; l < strip.width; ++l) {
+        const uint32_t low = states[l] < kStateFloor ? 1 : 0;
+        strip.states[l] = states[l] << (16 * low) | (load(next, 2) & (0U - low));
         next += 2 * low;
-        entries[l] = entry;
     }
     strip.next = next;
     if (next > strip.end) throw_truncated();
@@ -100,7 +102,12 @@ void decode_row(const Shared& shared, Strip& strip) {
         strip.trellis[l] = (s >> 1) ^ ((0U - (static_cast<uint32_t>(k[l]) & 1U)) & strip.on_parity) ^
                            ((0U - (s & 1U)) & strip.on_state);
     }
-    for (int l = 0; l < strip.width; ++l) values[l] *= strip.steps[l] * strip.row_steps[strip.groups[l]];
+    if (strip.group_count == 1) {
+        const float row_step = *strip.row_steps;
+        for (int l = 0; l < kMaxLanes; ++l) values[l] *= strip.steps[l] * row_step;
+    } else {
+        for (int l = 0; l < strip.width; ++l) values[l] *= strip.steps[l] * strip.row_steps[strip.groups[l]];
+    }
     store<kFormat>(values, strip.width, strip.out);
     ++strip.row_codes;
     strip.row_steps += strip.group_count;
