@@ -8,104 +8,129 @@
 namespace trueaxis {
 namespace {
 
-constexpr float kLargestMagnitude = 16777216.0F;  // |k| stays within the coder's range of 2^24
+// The loops below are plain arithmetic without contraction: every clone gives the same bits.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define CLONES
+#endif
 
-int clamp_class(int64_t code, int classes) { return static_cast<int>(std::clamp<int64_t>(code, 0, classes - 1)); }
-
-// target -= error * coefficient, the same additions in the same order on every instruction set.
-__attribute__((target_clones("avx512f", "avx2", "default"))) void subtract_scaled(float* target, const float* error,
-                                                                                  float coefficient, size_t count) {
+// target -= error * coefficient
+CLONES void subtract_scaled(float* target, const float* error, float coefficient, size_t count) {
     for (size_t i = 0; i < count; ++i) target[i] -= error[i] * coefficient;
 }
 
-float escape_bits(float excess, int order) {
-    const float scaled = std::floor(excess / std::exp2(static_cast<float>(order))) + 1.0F;
-    return 2.0F * std::floor(std::log2(scaled)) + 2.0F + static_cast<float>(order);
+CLONES void divide(const float* values, const float* steps, float* quotients, size_t count) {
+    for (size_t i = 0; i < count; ++i) quotients[i] = values[i] / steps[i];
 }
 
-float code_bits(const RoundingModel& model, int cls, float magnitude) {
-    const float* row = model.bits + static_cast<size_t>(cls) * (model.max_magnitude + 2);
-    const auto limit = static_cast<float>(model.max_magnitude);
-    if (magnitude <= limit) return row[static_cast<int>(magnitude)];
-    return row[model.max_magnitude + 1] + escape_bits(magnitude - limit - 1.0F, model.escape_orders[cls]);
+// Σ |values| · scales in eight interleaved sums.
+CLONES double sum_of_magnitudes(const float* values, const float* scales, size_t count) {
+    constexpr size_t width = 8;
+    double sums[width] = {};
+    size_t i = 0;
+    for (; i + width <= count; i += width)
+        for (size_t l = 0; l < width; ++l) sums[l] += static_cast<double>(std::fabs(values[i + l]) * scales[i + l]);
+    for (; i < count; ++i) sums[i % width] += static_cast<double>(std::fabs(values[i]) * scales[i]);
+    return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
 }
 
-float reconstruction(const RoundingModel& model, int cls, float magnitude) {
-    if (magnitude == 0.0F) return 0.0F;
-    return 2.0F * magnitude + model.offsets[cls * 2 + (magnitude >= 2.0F ? 1 : 0)];
+CLONES void classify(const int32_t* row_codes, int32_t column_code, int shift, int classes, uint8_t* found,
+                     size_t count) {
+    for (size_t i = 0; i < count; ++i)
+        found[i] = static_cast<uint8_t>(std::clamp((row_codes[i] + column_code) >> shift, 0, classes - 1));
 }
 
-// Magnitude for |x| in fine grid units: the two neighbouring points and zero compete on error² + λ·bits. Errors are
-// those to the grid points: thresholds that followed the offsets, which follow the thresholds, would drift toward
-// cells of equal occupation, which is the best quantizer for a coder without entropy coding.
-float choose_magnitude(const RoundingModel& model, int cls, float x) {
-    const float below = std::min(std::floor(x * 0.5F), kLargestMagnitude - 1.0F);
-    const float candidates[3] = {below, below + 1.0F, 0.0F};
-    float best = below;
-    float best_cost = INFINITY;
-    for (const float magnitude : candidates) {
-        const float error = x - 2.0F * magnitude;
-        float cost = error * error;
-        if (model.lambda > 0.0F) cost += model.lambda * code_bits(model, cls, magnitude);
-        if (cost < best_cost) {
-            best_cost = cost;
-            best = magnitude;
-        }
+// What settling a column needs besides the column: buffers of one thread, and residuals summed apart for odd rows.
+struct Settled {
+    std::vector<float> steps;      // [m] column step * row step
+    std::vector<float> residuals;  // [m] |x| - |u|
+    std::vector<int32_t> cells;    // [m] (q * classes + class) * 2 + (|k| >= 2)
+    std::vector<double> sums;      // [2, cells]
+    std::vector<int64_t> counts;   // [2, cells]
+    Settled(size_t rows, int classes)
+        : steps(rows), residuals(rows), cells(rows), sums(8 * static_cast<size_t>(classes)), counts(sums.size()) {}
+};
+
+// Indices, errors and residuals of the path found.
+CLONES void settle(const Column& column, const float* offsets, int classes, const float* weights, Settled& settled,
+                   int32_t* indices, float* errors) {
+    const size_t rows = column.rows();
+    const float* targets = column.targets.data();
+    const uint8_t* branches = column.branches.data();
+    const uint8_t* choices = column.choices.data();
+    const uint8_t* columns_classes = column.classes.data();
+    const float* steps = settled.steps.data();
+    float* residuals = settled.residuals.data();
+    int32_t* cells = settled.cells.data();
+    for (size_t i = 0; i < rows; ++i) {
+        const int branch = branches[i];
+        const int q = branch >> 1;
+        const float x = std::fabs(targets[i]);
+        const int magnitude = magnitude_of(x, branch, choices[i]);
+        const int position = position_of(q, magnitude);
+        const int cell = (q * classes + columns_classes[i]) * 2 + (magnitude >= 2 ? 1 : 0);
+        const float offset = magnitude == 0 ? 0.0F : offsets[cell];
+        const float value = static_cast<float>(position) + offset;
+        const bool negative = targets[i] < 0.0F;
+        indices[i] = negative ? -magnitude : magnitude;
+        errors[i] = (negative ? -value : value) * steps[i] - weights[i];
+        residuals[i] = x - static_cast<float>(position);
+        cells[i] = magnitude == 0 ? -1 : cell;
     }
-    return best;
 }
 
-// Code of the column's scale: mean |k| after the rows' own scales are taken out, in codes per octave.
-int column_code(const FeedbackBlock& block, const std::vector<float>& scaled, const std::vector<float>& row_scales) {
-    double sum = 0.0;
-    for (size_t i = 0; i < block.rows; ++i) sum += static_cast<double>(std::fabs(scaled[i]) * row_scales[i]);
-    const double mean = 0.5 * sum / static_cast<double>(block.rows);
-    if (!(mean > 1e-9)) return 0;
-    const double code = std::log2(mean) * block.codes_per_octave + block.zero_code;
-    return std::max(0, static_cast<int>(std::lround(code)));
+void add_residuals(Settled& settled) {
+    const size_t half = settled.sums.size() / 2;
+    for (size_t i = 0; i < settled.cells.size(); ++i) {
+        if (settled.cells[i] < 0) continue;
+        const size_t at = static_cast<size_t>(settled.cells[i]) + (i % 2) * half;
+        settled.sums[at] += static_cast<double>(settled.residuals[i]);
+        ++settled.counts[at];
+    }
 }
 
-void quantize_column(const RoundingModel& model, const FeedbackBlock& block, size_t j, std::vector<float>& scaled,
-                     const std::vector<float>& row_scales) {
-    const float* target = block.targets + j * block.rows;
-    const float* weight = block.weights + j * block.rows;
-    int32_t* index = block.indices + j * block.rows;
-    float* error = block.errors + j * block.rows;
-    const auto group = static_cast<size_t>(block.groups[j]);
-    const float column_step = block.column_steps[j];
-    for (size_t i = 0; i < block.rows; ++i)
-        scaled[i] = target[i] / (column_step * block.row_steps[i * block.group_count + group]);
-    const int code = column_code(block, scaled, row_scales);
+// Targets and classes of column j, in fine grid units, and its scale code: mean |k| after the rows' own scales are
+// taken out, in codes per octave.
+void measure_column(const Rounding& rounding, const FeedbackBlock& block, size_t j,
+                    const std::vector<float>& row_scales, Settled& settled, Column& column) {
+    const size_t rows = block.rows;
+    const float* row_steps = block.row_steps + block.groups[j];
+    for (size_t i = 0; i < rows; ++i) settled.steps[i] = block.column_steps[j] * row_steps[i * block.group_count];
+    divide(block.targets + j * rows, settled.steps.data(), column.targets.data(), rows);
+    const double mean =
+        0.5 * sum_of_magnitudes(column.targets.data(), row_scales.data(), rows) / static_cast<double>(rows);
+    int code = 0;
+    if (mean > 1e-9) code = std::max(0L, std::lround(std::log2(mean) * block.codes_per_octave + block.zero_code));
     block.column_codes[j] = code;
-    for (size_t i = 0; i < block.rows; ++i) {
-        const int cls = clamp_class((static_cast<int64_t>(block.row_codes[i]) + code) >> block.shift, model.classes);
-        const float x = std::fabs(scaled[i]);
-        const float magnitude = choose_magnitude(model, cls, x);
-        const float sign = scaled[i] < 0.0F ? -1.0F : 1.0F;
-        index[i] = static_cast<int32_t>(sign * magnitude);
-        const float step = column_step * block.row_steps[i * block.group_count + group];
-        error[i] = sign * reconstruction(model, cls, magnitude) * step - weight[i];
-        if (magnitude > 0.0F) {
-            const size_t cell = static_cast<size_t>(cls) * 2 + (magnitude >= 2.0F ? 1 : 0);
-            block.residual_sums[cell] += static_cast<double>(x - 2.0F * magnitude);
-            block.residual_counts[cell] += 1.0;
-        }
-    }
+    classify(block.row_codes, code, block.shift, rounding.classes(), column.classes.data(), rows);
 }
 
 }  // namespace
 
 void quantize_block(const RoundingModel& model, const FeedbackBlock& block) {
-    std::vector<float> scaled(block.rows);
-    std::vector<float> row_scales(block.rows);
-    for (size_t i = 0; i < block.rows; ++i)
+    const size_t rows = block.rows;
+    const Rounding rounding(model);
+    Column column(rows, rounding.states());
+    Settled settled(rows, model.classes);
+    std::vector<float> row_scales(rows);
+    for (size_t i = 0; i < rows; ++i)
         row_scales[i] = std::exp2(-static_cast<float>(block.row_codes[i]) / static_cast<float>(block.codes_per_octave));
     for (size_t j = block.columns; j-- > 0;) {
-        quantize_column(model, block, j, scaled, row_scales);
+        measure_column(rounding, block, j, row_scales, settled, column);
+        search_path(rounding, column);
+        float* error = block.errors + j * rows;
+        settle(column, model.offsets, model.classes, block.weights + j * rows, settled, block.indices + j * rows,
+               error);
+        add_residuals(settled);
         if (block.factor == nullptr) continue;
-        const float* error = block.errors + j * block.rows;
         for (size_t i = 0; i < j; ++i)
-            subtract_scaled(block.targets + i * block.rows, error, block.factor[j * block.columns + i], block.rows);
+            subtract_scaled(block.targets + i * rows, error, block.factor[j * block.columns + i], rows);
+    }
+    const size_t cells = settled.sums.size() / 2;
+    for (size_t cell = 0; cell < cells; ++cell) {
+        block.residual_sums[cell] += settled.sums[cell] + settled.sums[cell + cells];
+        block.residual_counts[cell] += static_cast<double>(settled.counts[cell] + settled.counts[cell + cells]);
     }
 }
 

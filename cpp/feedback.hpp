@@ -11,17 +11,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace trueaxis {
+#include "viterbi.hpp"
 
-// Everything rounding needs to know about the coder and the grid. Arrays are owned by the caller.
-struct RoundingModel {
-    const float* bits;     // [classes, magnitudes + 2] code length of |k| = 0..K with its sign, then of an escape
-    const float* offsets;  // [classes, 2] reconstruction offset of |k| = 1 and |k| >= 2, in fine grid units
-    const uint8_t* escape_orders;  // [classes] Exp-Golomb order of escapes
-    int classes;
-    int max_magnitude;
-    float lambda;  // fine grid units squared per bit; 0 rounds to the nearest point
-};
+namespace trueaxis {
 
 // One block of B columns over m rows. `targets` becomes the quantization targets actually used.
 struct FeedbackBlock {
@@ -41,8 +33,8 @@ struct FeedbackBlock {
     int32_t* indices;          // out [B, m]
     float* errors;             // out [B, m] e = ŵ − w
     int32_t* column_codes;     // out [B]
-    double* residual_sums;     // in/out [classes, 2] Σ (|x| − 2|k|) over |k| = 1 and |k| >= 2
-    double* residual_counts;   // in/out [classes, 2]
+    double* residual_sums;     // in/out [2, classes, 2] Σ (|x| − |u|) over |k| = 1 and |k| >= 2, per quantizer
+    double* residual_counts;   // in/out [2, classes, 2]
 };
 
 void quantize_block(const RoundingModel& model, const FeedbackBlock& block);

@@ -1,52 +1,29 @@
 // Python bindings: shapes are checked here, the interpreter lock is released, algorithms live elsewhere.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include "module.hpp"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
+#include <nanobind/stl/string.h>
 
-#include <array>
-#include <cstdlib>
-#include <new>
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "feedback.hpp"
+#include "isa.hpp"
 #include "rans.hpp"
 #include "side.hpp"
 #include "table.hpp"
 #include "trellis.hpp"
+#include "viterbi.hpp"
 
-namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace trueaxis {
 namespace {
 
-template <typename T, size_t D>
-using In = nb::ndarray<const T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
-template <typename T, size_t D>
-using InOut = nb::ndarray<T, nb::ndim<D>, nb::c_contig, nb::device::cpu>;
-template <typename T, size_t D>
-using Out = nb::ndarray<nb::numpy, T, nb::ndim<D>>;
-
 using CodedSegment = std::tuple<In<int32_t, 2>, In<int32_t, 1>, In<int32_t, 1>, int, int>;
 using DescribedSegment = std::tuple<In<int32_t, 1>, In<int32_t, 1>, int, int>;
-
-void require(bool holds, const char* message) {
-    if (!holds) throw std::invalid_argument(message);
-}
-
-template <typename T, size_t D>
-Out<T, D> allocate(std::array<size_t, D> shape) {
-    size_t size = 1;
-    for (const size_t extent : shape) size *= extent;
-    // calloc: pages that a damaged file claims, but never fills, take no memory.
-    T* data = static_cast<T*>(std::calloc(size > 0 ? size : 1, sizeof(T)));
-    if (data == nullptr) throw std::bad_alloc();
-    nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
-    return Out<T, D>(data, D, shape.data(), owner);
-}
 
 Segment describe(const In<int32_t, 1>& row_codes, const In<int32_t, 1>& column_codes, int shift, int trellis) {
     require(shift >= 0 && shift <= 31, "segment: shift is not 0 to 31");
@@ -64,8 +41,6 @@ void split(const std::vector<CodedSegment>& coded, std::vector<Segment>& segment
 }
 
 nb::bytes to_bytes(const std::vector<uint8_t>& data) { return nb::bytes(data.data(), data.size()); }
-
-const uint8_t* data_of(const nb::bytes& bytes) { return reinterpret_cast<const uint8_t*>(bytes.c_str()); }
 
 void bind_tables(nb::module_& m) {
     nb::class_<TableSet>(m, "TableSet")
@@ -177,37 +152,42 @@ void bind_side(nb::module_& m) {
     });
 }
 
+RoundingModel rounding_model(const In<float, 3>& bits, const In<float, 3>& offsets, const In<uint8_t, 1>& orders,
+                             float lambda, int trellis) {
+    const size_t classes = bits.shape(1);
+    require(bits.shape(0) == kQuantizers && classes >= 1 && classes <= 64 && bits.shape(2) >= 3 &&
+                offsets.shape(0) == kQuantizers && offsets.shape(1) == classes && offsets.shape(2) == 2 &&
+                orders.shape(0) == classes,
+            "rounding: expected bits [2, classes, K + 2], offsets [2, classes, 2], orders [classes]");
+    return {bits.data(), offsets.data(), orders.data(), static_cast<int>(classes), static_cast<int>(bits.shape(2)) - 2,
+            lambda,      trellis};
+}
+
 void bind_feedback(nb::module_& m) {
     m.def(
         "quantize_block",
         [](In<float, 2> weights, InOut<float, 2> targets, std::optional<In<float, 2>> factor, In<float, 1> column_steps,
            In<float, 2> row_steps, In<int32_t, 1> groups, In<int32_t, 1> row_codes, int shift, int codes_per_octave,
-           int zero_code, In<float, 2> bits, In<float, 2> offsets, In<uint8_t, 1> escape_orders, float lambda,
-           InOut<double, 2> sums, InOut<double, 2> counts) {
+           int zero_code, In<float, 3> bits, In<float, 3> offsets, In<uint8_t, 1> escape_orders, float lambda,
+           int trellis, InOut<double, 3> sums, InOut<double, 3> counts) {
             const size_t columns = weights.shape(0);
             const size_t rows = weights.shape(1);
-            const size_t classes = bits.shape(0);
+            const size_t classes = bits.shape(1);
             require(targets.shape(0) == columns && targets.shape(1) == rows && column_steps.shape(0) == columns &&
                         groups.shape(0) == columns && row_steps.shape(0) == rows && row_codes.shape(0) == rows,
                     "quantize_block: shapes differ");
             require(!factor || (factor->shape(0) == columns && factor->shape(1) == columns),
                     "quantize_block: factor is not [columns, columns]");
-            require(classes >= 1 && bits.shape(1) >= 3 && offsets.shape(0) == classes && offsets.shape(1) == 2 &&
-                        escape_orders.shape(0) == classes && sums.shape(0) == classes && sums.shape(1) == 2 &&
-                        counts.shape(0) == classes && counts.shape(1) == 2,
-                    "quantize_block: tables differ in their number of classes");
+            require(sums.shape(0) == 2 && sums.shape(1) == classes && sums.shape(2) == 2 && counts.shape(0) == 2 &&
+                        counts.shape(1) == classes && counts.shape(2) == 2,
+                    "quantize_block: residuals are not [2, classes, 2]");
             for (size_t j = 0; j < columns; ++j)
                 require(groups.data()[j] >= 0 && static_cast<size_t>(groups.data()[j]) < row_steps.shape(1),
                         "quantize_block: a group is out of range");
             auto indices = allocate<int32_t, 2>({columns, rows});
             auto errors = allocate<float, 2>({columns, rows});
             auto codes = allocate<int32_t, 1>({columns});
-            const RoundingModel model{bits.data(),
-                                      offsets.data(),
-                                      escape_orders.data(),
-                                      static_cast<int>(classes),
-                                      static_cast<int>(bits.shape(1)) - 2,
-                                      lambda};
+            const RoundingModel model = rounding_model(bits, offsets, escape_orders, lambda, trellis);
             const FeedbackBlock block{columns,
                                       rows,
                                       weights.data(),
@@ -234,7 +214,35 @@ void bind_feedback(nb::module_& m) {
         },
         "weights"_a, "targets"_a, "factor"_a.none(), "column_steps"_a, "row_steps"_a, "groups"_a, "row_codes"_a,
         "shift"_a, "codes_per_octave"_a, "zero_code"_a, "bits"_a, "offsets"_a, "escape_orders"_a, "rate_weight"_a,
-        "residual_sums"_a, "residual_counts"_a);
+        "trellis"_a, "residual_sums"_a, "residual_counts"_a);
+    m.def("viterbi", [](In<float, 2> targets, In<uint8_t, 2> classes, In<float, 3> bits, In<float, 3> offsets,
+                        In<uint8_t, 1> escape_orders, float lambda, int trellis) {
+        const Rounding rounding(rounding_model(bits, offsets, escape_orders, lambda, trellis));
+        const size_t rows = targets.shape(1);
+        require(classes.shape(0) == targets.shape(0) && classes.shape(1) == rows, "viterbi: one class per target");
+        for (size_t i = 0; i < classes.size(); ++i)
+            require(classes.data()[i] < rounding.classes(), "viterbi: a class is out of range");
+        auto indices = allocate<int32_t, 2>({targets.shape(0), rows});
+        const nb::gil_scoped_release release;
+        Column column(rows, rounding.states());
+        for (size_t j = 0; j < targets.shape(0); ++j) {
+            std::copy_n(targets.data() + j * rows, rows, column.targets.begin());
+            std::copy_n(classes.data() + j * rows, rows, column.classes.begin());
+            search_path(rounding, column);
+            for (size_t i = 0; i < rows; ++i) {
+                const float x = column.targets[i];
+                const int magnitude = magnitude_of(std::fabs(x), column.branches[i], column.choices[i]);
+                indices.data()[j * rows + i] = x < 0.0F ? -magnitude : magnitude;
+            }
+        }
+        return indices;
+    });
+}
+
+void bind_instruction_sets(nb::module_& m) {
+    m.def("instruction_sets", &instruction_sets);
+    m.def("use_instruction_set", &use_instruction_set);
+    use_environment();
 }
 
 }  // namespace
@@ -244,6 +252,8 @@ NB_MODULE(_core, m) {
     m.doc() = "C++ core of trueaxis: tables, rANS, trellis, side information, noise feedback.";
     trueaxis::bind_tables(m);
     trueaxis::bind_streams(m);
+    trueaxis::bind_decoding(m);
     trueaxis::bind_side(m);
     trueaxis::bind_feedback(m);
+    trueaxis::bind_instruction_sets(m);
 }

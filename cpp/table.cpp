@@ -27,7 +27,9 @@ TableSet::TableSet(const uint16_t* frequencies, const uint8_t* escape_orders, in
         for (int s = 0; s < symbol_count(); ++s) {
             const int magnitude = s == escape_symbol() ? max_magnitude + 1 : std::abs(s - max_magnitude);
             if (row[magnitude] >= kTotal) throw std::invalid_argument("tables: a frequency is 4096 or more");
-            symbols[s] = {row[magnitude], static_cast<uint16_t>(start)};
+            const uint64_t reciprocal =
+                row[magnitude] == 0 ? 0 : ((uint64_t{1} << kReciprocalBits) + row[magnitude] - 1) / row[magnitude];
+            symbols[s] = {reciprocal, row[magnitude], static_cast<uint16_t>(start)};
             start += row[magnitude];
             if (start > kTotal) break;
         }
@@ -37,6 +39,24 @@ TableSet::TableSet(const uint16_t* frequencies, const uint8_t* escape_orders, in
         for (int s = 0; s < symbol_count(); ++s)
             std::fill_n(lookup_[t].begin() + symbols[s].start, symbols[s].frequency, static_cast<uint8_t>(s));
     }
+}
+
+const uint32_t* TableSet::decoding_table() const {
+    std::call_once(once_, [this] {
+        constexpr uint32_t mark = 0xC0U << 24;
+        decoding_table_.assign(static_cast<size_t>(kQuantizers) * classes_ * kTotal, mark);
+        for (int t = 0; t < kQuantizers * classes_; ++t) {
+            if (lookup_[t].empty()) continue;
+            for (uint32_t slot = 0; slot < kTotal; ++slot) {
+                const int s = lookup_[t][slot];
+                const Symbol& symbol = symbols_[static_cast<size_t>(t) * symbol_count() + s];
+                const uint32_t k = s == escape_symbol() ? mark : static_cast<uint32_t>(s - max_magnitude_) << 24;
+                decoding_table_[static_cast<size_t>(t) * kTotal + slot] =
+                    symbol.frequency | (slot - symbol.start) << 12 | k;
+            }
+        }
+    });
+    return decoding_table_.data();
 }
 
 void normalize_counts(const uint64_t* counts, int max_magnitude, uint16_t* frequencies) {

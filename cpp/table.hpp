@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <vector>
 
 namespace trueaxis {
@@ -12,13 +13,16 @@ namespace trueaxis {
 constexpr int kProbabilityBits = 12;
 constexpr uint32_t kTotal = 1U << kProbabilityBits;
 constexpr int kQuantizers = 2;
+constexpr int kMostClasses = 64;
 constexpr int32_t kLargestIndex = 1 << 24;
 constexpr int kLargestOrder = 24;
 
 struct Symbol {
+    uint64_t reciprocal;  // ⌈2^44 / frequency⌉: ⌊x / frequency⌋ = x · reciprocal >> 44 for x < frequency · 2^20
     uint16_t frequency;
     uint16_t start;  // cumulative frequency before it
 };
+constexpr int kReciprocalBits = 44;
 
 class TableSet {
    public:
@@ -34,6 +38,12 @@ class TableSet {
     const Symbol& symbol(int quantizer, int cls, int index) const {
         return symbols_[static_cast<size_t>(table(quantizer, cls)) * symbol_count() + index];
     }
+    // All symbols; those of a table start at symbols_at.
+    const Symbol* symbols() const { return symbols_.data(); }
+    int symbols_at(int quantizer, int cls) const { return table(quantizer, cls) * symbol_count(); }
+    // [2, classes, 4096]: frequency | slot − start << 12 | k << 24, k = −64 for an escape or where a table is absent.
+    // Made on first use.
+    const uint32_t* decoding_table() const;
     int find(int quantizer, int cls, uint32_t slot) const { return lookup_[table(quantizer, cls)][slot]; }
 
    private:
@@ -45,6 +55,8 @@ class TableSet {
     std::vector<uint8_t> escape_orders_;
     std::vector<Symbol> symbols_;
     std::vector<std::vector<uint8_t>> lookup_;  // [2 * classes] slot -> symbol; empty where absent
+    mutable std::once_flag once_;
+    mutable std::vector<uint32_t> decoding_table_;
 };
 
 // counts [K + 2] of |k| = 0..K and escapes to frequencies that sum to 4096 over all symbols; zeros to zeros.

@@ -4,22 +4,11 @@
 #include <stdexcept>
 
 namespace trueaxis {
-namespace {
 
-struct Code {
-    uint32_t h0, h1;
-};
-constexpr Code kCodes[] = {{0, 0}, {05, 02}, {013, 04}, {023, 04}, {045, 010}, {0103, 024}};
-constexpr int kCodeCount = sizeof(kCodes) / sizeof(kCodes[0]);
-
-const Code& code_of(int id) {
-    if (id < 0 || id >= kCodeCount) throw std::invalid_argument("trellis: unknown identifier");
-    return kCodes[id];
+const Code& code_of(int trellis) {
+    if (trellis < 0 || trellis >= kCodeCount) throw std::invalid_argument("trellis: unknown identifier");
+    return kCodes[trellis];
 }
-
-}  // namespace
-
-Trellis::Trellis(int id) : on_parity_(code_of(id).h1 >> 1), on_state_(code_of(id).h0 >> 1) {}
 
 void reconstruct(const Segment& segment, const int32_t* indices, const Steps& steps, float* values) {
     const Trellis trellis(segment.trellis);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +85,15 @@ def compressed_tied(tied_llama: Path, tokens: Path, tmp_path_factory: pytest.Tem
     out = tmp_path_factory.mktemp("compressed") / "tied"
     trueaxis.compress(tied_llama, out, bits=6, calibration=[tokens])
     return out
+
+
+@pytest.fixture(params=["portable", "avx2", "avx512"])
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set in turn; skipped where the processor lacks it."""
+    from trueaxis import _core
+
+    if request.param not in _core.instruction_sets():
+        pytest.skip(f"this processor has no {request.param}")
+    _core.use_instruction_set(request.param)
+    yield request.param
+    _core.use_instruction_set(_core.instruction_sets()[-1])

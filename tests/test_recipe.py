@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueaxis.recipe import NAMED, RANGES, STAGES, Feedback, Gptq, Rans, Recipe, recipe
+from trueaxis.recipe import CHOICES, NAMED, RANGES, STAGES, Feedback, Gptq, Rans, Recipe, recipe
 from trueaxis.types import TrueaxisError
 
 
@@ -21,6 +21,9 @@ def quantizers() -> st.SearchStrategy[Any]:
     def settings(kind: type) -> st.SearchStrategy[Any]:
         values = {}
         for item in fields(kind):
+            if item.name in CHOICES:
+                values[item.name] = st.sampled_from(sorted(CHOICES[item.name]))
+                continue
             low, high = RANGES[item.name]
             whole = isinstance(item.default, int)
             values[item.name] = st.integers(low, high) if whole else st.floats(low, high)
@@ -40,7 +43,7 @@ def test_json_round_trip(quantize: Any, entropy: Rans) -> None:
 def test_every_number_has_a_range_and_is_written_out() -> None:
     for kinds in STAGES.values():
         for kind in kinds.values():
-            assert {item.name for item in fields(kind) if not isinstance(item.default, str)} <= set(RANGES)
+            assert {item.name for item in fields(kind)} <= {*RANGES, *CHOICES}
     for found in NAMED.values():
         for stage, value in found.to_json()["stages"].items():
             assert set(value) == {"type", *(item.name for item in fields(getattr(found, stage)))}
@@ -130,6 +133,7 @@ def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str) -> None:
 
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(
-        TrueaxisError, match="'awq' is neither a file nor one of: default, gauge, gptq, gptq-uniform, identity"
+        TrueaxisError,
+        match="'awq' is neither a file nor one of: best, default, fast, gauge, gptq, gptq-uniform, identity",
     ):
         recipe("awq")

@@ -10,8 +10,8 @@ import numpy as np
 from trueaxis import _core
 from trueaxis.types import Array
 
-# (h0, h1) of trellis 0 to 5, as docs/format.md gives them
-CODES = [(0, 0), (0o5, 0o2), (0o13, 0o4), (0o23, 0o4), (0o45, 0o10), (0o103, 0o24)]
+# (h0, h1) of trellis 0 to 7, as docs/format.md gives them
+CODES = [(0, 0), (0o5, 0o2), (0o13, 0o4), (0o23, 0o4), (0o45, 0o10), (0o103, 0o24), (0o327, 0o124), (0o753, 0o304)]
 CLASSES = 6
 LARGEST = 1 << 24
 
@@ -38,6 +38,53 @@ def classes_of(segment: Segment, classes: int = CLASSES) -> Array:
     _, row_codes, column_codes, shift, _ = segment
     total = row_codes[None, :].astype(np.int64) + column_codes[:, None].astype(np.int64)
     return np.clip(total >> shift, 0, classes - 1)
+
+
+def branches(x: float, cls: int, bits: Array, orders: Array, rate_weight: float) -> tuple[Array, Array]:
+    """Cost and magnitude of the four branches 2q + p of one target, float32 in the order of the core."""
+    largest, weight = bits.shape[2] - 2, np.float32(rate_weight)
+    costs, magnitudes, x = np.zeros(4, np.float32), np.zeros(4, np.int64), np.abs(np.float32(x))
+    for q in range(2):
+        below = min(int(np.floor((x + np.float32(q)) * np.float32(0.5))), LARGEST - 1)
+
+        def cost(magnitude: int, q: int = q) -> np.float32:
+            error = x - np.float32(0 if magnitude == 0 else 2 * magnitude - q)
+            length = bits[q, cls, min(magnitude, largest + 1)]
+            if magnitude > largest:
+                length += np.float32(len(escape_bits(magnitude, largest, int(orders[cls]))))
+            return error * error + weight * length
+
+        even, odd = (below, below + 1) if below % 2 == 0 else (below + 1, below)
+        even = 0 if cost(0) < cost(even) else even
+        costs[2 * q : 2 * q + 2] = cost(even), cost(odd)
+        magnitudes[2 * q : 2 * q + 2] = even, odd
+    return costs, magnitudes
+
+
+def viterbi(targets: Array, classes: Array, bits: Array, orders: Array, rate_weight: float, trellis: int) -> Array:
+    """k of one column, one state at a time: of equal paths the even parity, of equal ends the lowest state."""
+    states = 1 if trellis == 0 else 2 << trellis
+    paths = np.full(states, 1e30, np.float32)
+    paths[0] = 0
+    history = []
+    for i, (x, cls) in enumerate(zip(targets, classes, strict=True)):
+        costs, magnitudes = branches(x, int(cls), bits, orders, rate_weight)
+        best = [(np.float32(np.inf), 0, 0)] * states
+        for parity in range(2):
+            for state in range(states):
+                after = next_state(state, parity, trellis)
+                found = paths[state] + costs[2 * (state & 1) + parity]
+                if found < best[after][0]:
+                    best[after] = (found, state, int(magnitudes[2 * (state & 1) + parity]))
+        paths = np.array([found for found, _, _ in best], np.float32)
+        if i % 256 == 255:
+            paths = paths - paths[0]
+        history.append(best)
+    state, k = int(np.argmin(paths)), []
+    for best in reversed(history):
+        _, state, magnitude = best[state]
+        k.append(magnitude)
+    return (np.array(k[::-1], np.int32) * np.where(targets < 0, -1, 1)).astype(np.int32)
 
 
 def escape_bits(k: int, largest: int, order: int) -> str:

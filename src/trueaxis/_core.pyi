@@ -1,4 +1,7 @@
-"""C++ core: tables, rANS, trellis, side information, noise feedback. Every function checks its shapes (ValueError)."""
+"""C++ core: tables, rANS, trellis, decoding, side information, noise feedback.
+
+Every function checks its shapes (ValueError).
+"""
 
 from collections.abc import Sequence
 
@@ -7,6 +10,12 @@ import numpy as np
 _Array = np.ndarray
 _Coded = tuple[_Array, _Array, _Array, int, int]
 _Described = tuple[_Array, _Array, int, int]
+
+# Row codes, column codes, shift, trellis, offsets int8 [2, classes, 2], column steps, row steps [rows, groups], groups,
+# places uint32: columns in file order, and where each column of the matrix stands there.
+_Matrix = tuple[_Array, _Array, int, int, _Array, _Array, _Array, _Array, _Array]
+# Words, escapes, and what they hold: (number of the matrix, first column, columns).
+_Stream = tuple[bytes, bytes, list[tuple[int, int, int]]]
 
 class TableSet:
     """Checked tables: frequencies uint16 [2, classes, K + 2], escape orders uint8 [classes]."""
@@ -47,6 +56,21 @@ def reconstruct(
 ) -> _Array:
     """float32 [columns, rows] values of indices; offsets int8 [2, classes, 2], steps float32."""
 
+def decode_float32(
+    tables: TableSet, streams: Sequence[_Stream], matrices: Sequence[_Matrix], lanes: int, threads: int
+) -> list[_Array]:
+    """float32 [rows, columns] values of every matrix: `reconstruct` of `decode_stream` in one pass."""
+
+def decode_bfloat16(
+    tables: TableSet, streams: Sequence[_Stream], matrices: Sequence[_Matrix], lanes: int, threads: int
+) -> list[_Array]:
+    """The same rounded to bfloat16, its bits as uint16."""
+
+def decode_tiles(
+    tables: TableSet, streams: Sequence[_Stream], matrix: _Matrix, lanes: int, threads: int, tiles: _Array
+) -> None:
+    """One matrix to bfloat16 in uint16 `tiles` [strips * rows * lanes], without the pass that orders columns."""
+
 def encode_integers(values: _Array, contexts: _Array) -> bytes:
     """int32 values, each with a uint8 context, through the adaptive binary range coder."""
 
@@ -68,6 +92,7 @@ def quantize_block(
     offsets: _Array,
     escape_orders: _Array,
     rate_weight: float,
+    trellis: int,
     residual_sums: _Array,
     residual_counts: _Array,
 ) -> tuple[_Array, _Array, _Array]:
@@ -75,3 +100,20 @@ def quantize_block(
 
     `targets`, `residual_sums` and `residual_counts` are changed in place.
     """
+
+def viterbi(
+    targets: _Array,
+    classes: _Array,
+    bits: _Array,
+    offsets: _Array,
+    escape_orders: _Array,
+    rate_weight: float,
+    trellis: int,
+) -> _Array:
+    """k int32 [columns, rows] of least error² + rate_weight · bits; targets float32 in fine steps, classes uint8."""
+
+def instruction_sets() -> list[str]:
+    """Names that this processor can run, "portable" first."""
+
+def use_instruction_set(name: str) -> None:
+    """Makes every kernel run in its variant for `name`; the bytes do not depend on it."""

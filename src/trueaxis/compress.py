@@ -12,44 +12,33 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from trueaxis.accounting import tensor_reports
 from trueaxis.align.gauge import ALIGNERS
 from trueaxis.align.network import Alignment, Network
-from trueaxis.assemble import Assembled, assemble, count_symbols, exact_entry, write_files
-from trueaxis.entropy.model import Tables, first_tables, fit_tables, offsets_from
-from trueaxis.entropy.pooling import POOLINGS
+from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
+from trueaxis.entropy.model import Tables
 from trueaxis.function.none import FUNCTIONS
 from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
-from trueaxis.parallel import default_threads, ordered_map
+from trueaxis.parallel import default_threads
+from trueaxis.passes import Job, Passes
 from trueaxis.progress import Progress, silent
-from trueaxis.quantize.budget import LEARNING_PASSES, first_c, search
-from trueaxis.quantize.feedback import quantize
-from trueaxis.quantize.plan import Plan, Planner
-from trueaxis.recipe import Recipe
+from trueaxis.quantize.budget import first_c, search
+from trueaxis.quantize.plan import Planner, reference_for
+from trueaxis.recipe import EFFORTS, Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import verify
 from trueaxis.staging import check_free, staged_directory
-from trueaxis.types import Aligned, CompressionReport, Metric, TrueaxisError, Weight
+from trueaxis.types import CompressionReport, Quantized, TrueaxisError, Weight
 
 REPORT = "trueaxis.json"
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """One matrix on its way through the stages; `metric` is in the original coordinates."""
-
-    weight: Weight
-    metric: Metric
-    aligned: Aligned
-    plan: Plan
 
 
 def compress(
@@ -98,44 +87,30 @@ def compress(
     target = _target_bytes(checkpoint, bits, size)
     check_free(Path(out), overwrite)
     weights = trace(checkpoint)
+    for weight in weights:
+        if weight.role == "exact":
+            check_finite(weight.name, checkpoint.tensor(weight.name))
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
     network = Network(checkpoint, weights, measured, 8.0 * target, seed)
     alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _prepare(network, alignment, chosen, progress)
-    sketch_text = base64.b64encode(sketch(measured.shingles).tobytes()).decode()
     calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}
-    tables = first_tables()
-    passes = 0
+    header = {
+        "recipe": chosen.to_json(),
+        "sketch": base64.b64encode(sketch(measured.shingles).tobytes()).decode(),
+        "gauge": list(alignment.gauges),
+        "calibration": calibrated,
+    }
 
-    def run(c: float) -> Assembled:
-        """One pass at c; what early ones count becomes the next pass's code lengths and centroids."""
-        nonlocal tables, passes
-        outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), jobs, threads)
-        pool = POOLINGS[type(chosen.entropy)]
-        matrices = [
-            (job.weight, pool(chosen.entropy, job.weight, outcome.quantized))
-            for job, outcome in zip(jobs, outcomes, strict=True)
-        ]
-        fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
-        header = {
-            "recipe": chosen.to_json(),
-            "sketch": sketch_text,
-            "gauge": list(alignment.gauges),
-            "calibration": calibrated,
-        }
-        result = assemble(checkpoint, matrices, exact, fitted, chosen.entropy, header, threads)
-        passes += 1
-        if passes <= LEARNING_PASSES:
-            learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
-            tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
-        progress("search", passes, passes + 1)
-        return result
+    def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
+        return assemble(checkpoint, matrices, exact, tables, chosen.entropy, header, threads)
 
-    quantized_weights = sum(job.weight.size for job in jobs)
+    effort = EFFORTS[reference_for(chosen.quantize).effort]
+    passes = Passes(jobs, effort, chosen.entropy, write, threads, progress)
     fixed = sum(entry.stored_bytes for entry in exact)
     start = first_c([job.plan for job in jobs], 8.0 * max(target - fixed, 1))
-    best = search(run, start, quantized_weights, target, fixed)
+    best = search(passes, start, sum(job.weight.size for job in jobs), target, fixed, effort.learning_passes)
     with staged_directory(Path(out), overwrite) as staging:
         write_files(best, checkpoint, staging)
         verify(staging)

@@ -53,17 +53,40 @@ class NoFunction:
 
 
 @dataclass(frozen=True)
-class Feedback:
-    """Quantize: noise feedback, lowest energy first, steps c / C_jj, coded centroids.
+class Effort:
+    """What a name of an effort stands for.
 
     Attributes:
+        states: Of the trellis: 1 (the scalar quantizer) or a power of two from 4 to 256.
+        learning_passes: Passes after which the tables that quantize stay as they are.
+    """
+
+    states: int
+    learning_passes: int
+
+    @property
+    def trellis(self) -> int:
+        """Trellis identifier of the file format."""
+        return self.states.bit_length() - 2 if self.states > 1 else 0
+
+
+EFFORTS = {"scalar": Effort(1, 2), "fast": Effort(8, 2), "default": Effort(64, 2), "best": Effort(256, 5)}
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Quantize: noise feedback, lowest energy first, steps c / C_jj, a trellis down each column, coded centroids.
+
+    Attributes:
+        effort: Name in `EFFORTS`: states of the trellis and passes.
         damping: First δ added to H as δ · mean(diag H) · I; escalates until the factorization succeeds.
-        rate_weight: λ of rounding in units of the scalar step squared per bit; 0 rounds to the nearest point.
+        rate_weight: λ of error² + λ · bits in units of the scalar step squared per bit; 0 ignores the rate.
         row_exponent: a of the row weights ρ^a that steps follow, 0 to 1; see `quantize.plan.tempered`.
     """
 
+    effort: str = "default"
     damping: float = 1e-3
-    rate_weight: float = 0.0
+    rate_weight: float = 0.03
     row_exponent: float = 0.5
 
 
@@ -220,6 +243,8 @@ NAMED: dict[str, Recipe] = {
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off")),
     "gauge": Recipe(align=Gauge()),
     "rtn": Recipe(quantize=RoundToNearest()),
+    "fast": Recipe(quantize=Feedback(effort="fast")),
+    "best": Recipe(quantize=Feedback(effort="best")),
     "gptq": Recipe(quantize=Gptq()),
     "gptq-uniform": Recipe(quantize=GptqUniform()),
     "watersic": Recipe(quantize=WaterSic(), entropy=RansPooled()),
@@ -274,11 +299,10 @@ def _parse_stage(stage: str, value: Any) -> Any:
     _reject_unknown(where, settings, {item.name for item in fields(kind)})
     for key, item in settings.items():
         expected = type(getattr(defaults, key))
-        if expected is str:
-            _check_choice(f"{where}.{key}", item)
+        if expected is str and isinstance(item, str):
             continue
         number = isinstance(item, int | float) and not isinstance(item, bool)
-        if not (number and (expected is float or isinstance(item, int))):
+        if expected is str or not (number and (expected is float or isinstance(item, int))):
             raise TrueaxisError(f"{where}.{key}: expected {expected.__name__}, found {item!r}")
         settings[key] = expected(item)
     stage_value = replace(defaults, **settings)
@@ -286,11 +310,7 @@ def _parse_stage(stage: str, value: Any) -> Any:
     return stage_value
 
 
-def _check_choice(where: str, item: Any) -> None:
-    if item not in AXES:
-        raise TrueaxisError(f"{where}: unknown axes {item!r}; known: {', '.join(AXES)}")
-
-
+CHOICES = {"effort": tuple(EFFORTS), "residual": AXES, "heads": AXES, "planes": AXES, "channels": AXES}
 RANGES = {
     "damping": (0.0, 1.0),
     "rate_weight": (0.0, 10.0),
@@ -303,7 +323,9 @@ RANGES = {
 
 def _check_ranges(where: str, value: Any) -> None:
     for key, item in asdict(value).items():
-        if isinstance(item, str):
+        if key in CHOICES:
+            if item not in CHOICES[key]:
+                raise TrueaxisError(f"{where}.{key}: {item!r} is not one of: {', '.join(CHOICES[key])}")
             continue
         low, high = RANGES[key]
         if not low <= item <= high:

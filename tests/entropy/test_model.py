@@ -147,11 +147,12 @@ def test_escape_orders_grow_with_the_class() -> None:
 
 
 def test_offsets_are_mean_residuals_where_there_are_enough() -> None:
-    sums, counts = np.zeros((CLASSES, 2)), np.zeros((CLASSES, 2))
-    sums[20], counts[20] = (-25, -900), (50, 100)
-    sums[21], counts[21] = (-10, 0), (31, 0)
+    sums, counts = np.zeros((2, CLASSES, 2)), np.zeros((2, CLASSES, 2))
+    sums[0, 20], counts[0, 20] = (-25, -900), (50, 100)
+    sums[0, 21], counts[0, 21] = (-10, 0), (31, 0)
+    sums[1, 20], counts[1, 20] = (16, 0), (32, 0)
     offsets = offsets_from([(sums, counts), (sums, counts)])
     assert offsets[0, 20].tolist() == [-32, -63]  # −½; −9 is clipped to what a file can hold
     assert offsets[0, 21].tolist() == [round(-10 / 31 * 64), 0]
     assert not offsets_from([(sums / 2, counts / 2)])[0, 21].any()
-    assert not offsets[1].any()
+    assert offsets[1, 20].tolist() == [32, 0] and not offsets[1, :20].any()

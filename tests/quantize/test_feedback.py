@@ -17,12 +17,14 @@ from trueaxis.quantize.grid import column_groups, steps
 from trueaxis.quantize.plan import Plan, Planner, row_scale_codes, shift_for
 from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
 from trueaxis.types import Array, Metric, Weight
+from twins import quantizers, viterbi
 
 DAMPING = {Feedback: 1e-3, Gptq: 0.01, GptqUniform: 0.01}
 STAGES = [
     Feedback(),
     Feedback(rate_weight=0.0),
-    Feedback(rate_weight=0.1),
+    Feedback(effort="fast", rate_weight=0.1),
+    Feedback(effort="scalar"),
     RoundToNearest(),
     Gptq(group=16),
     GptqUniform(),
@@ -53,17 +55,8 @@ def learned_tables(plan: Plan, c: float) -> Tables:
     return fit_tables(counts, rng.integers(-30, 10, (2, 48, 2)).astype(np.int8))
 
 
-def code_length(tables: Tables, cls: int, magnitude: int) -> float:
-    bits = tables.code_bits()[0, cls].astype(np.float64)
-    largest = tables.largest_magnitude
-    if magnitude <= largest:
-        return bits[magnitude]
-    order = int(tables.escape_orders[cls])
-    return bits[-1] + 2 * (((magnitude - largest - 1) >> order) + 1).bit_length() + order
-
-
 def twin(plan: Plan, c: float, tables: Tables, factor: Array | None) -> tuple[Array, Array]:
-    """(k, E) [m, n]: visits the columns from the last to the first in order, rounding one weight at a time."""
+    """(k, E) [m, n]: visits the columns from the last to the first in order, a path down each."""
     rows, columns = plan.weight.shape
     grid, shift, row_codes = grid_at(plan, c), shift_for(rows), row_scale_codes(plan)
     step = steps(grid.column_codes, grid.resolution).astype(np.float64) * steps(grid.row_codes, grid.resolution)[
@@ -82,24 +75,20 @@ def twin(plan: Plan, c: float, tables: Tables, factor: Array | None) -> tuple[Ar
         mean = np.mean(np.abs(x) * row_scales) / 2
         zero_code = (ZERO_CLASS << shift) + (1 << shift) // 2
         code = max(0, round(float(np.log2(mean)) * resolution + zero_code)) if mean > 1e-9 else 0
-        for i in range(rows):
-            cls = int(np.clip((int(row_codes[i]) + code) >> shift, 0, 47))
-            offsets = tables.offsets[0, cls] / 64 if plan.centroids else np.zeros(2)
-            below = int(abs(x[i]) // 2)
-            cost = {
-                k: (abs(x[i]) - 2 * k) ** 2 + 4 * plan.rate_weight * code_length(tables, cls, k)
-                for k in (below, below + 1, 0)
-            }
-            k = min(cost, key=cost.__getitem__)
-            sign = -1 if x[i] < 0 else 1
-            indices[i, j] = sign * k
-            point = 0.0 if k == 0 else 2 * k + offsets[0 if k == 1 else 1]
-            errors[i, j] = sign * point * step[i, j] - weight[i, j]
+        classes = np.clip((row_codes.astype(np.int64) + code) >> shift, 0, 47)
+        k = viterbi(
+            x.astype(np.float32), classes, tables.code_bits(), tables.escape_orders, 4 * plan.rate_weight, plan.trellis
+        )
+        q = quantizers(k[None], plan.trellis)[0]
+        offsets = tables.offsets[q, classes, np.clip(np.abs(k), 1, 2) - 1] / 64 if plan.centroids else 0.0
+        indices[:, j] = k
+        points = np.where(k == 0, 0.0, 2 * np.abs(k) - q + offsets)
+        errors[:, j] = np.sign(k) * points * step[:, j] - weight[:, j]
     return indices, errors
 
 
 @pytest.mark.parametrize(
-    "stage", STAGES, ids=lambda stage: f"{type(stage).__name__}-{getattr(stage, 'rate_weight', 0)}"
+    "stage", STAGES, ids=lambda stage: "-".join(map(str, [type(stage).__name__, *vars(stage).values()]))
 )
 @pytest.mark.parametrize("bits", [1.5, 4.0])
 def test_blocked_recursion_equals_the_twin(stage: Feedback, bits: float) -> None:
@@ -123,7 +112,7 @@ def test_long_columns_and_escapes_equal_the_twin() -> None:
     """Finer scale codes, row scales of their own, and indices beyond the alphabet."""
     weight, metric = make_matrix(1030, 6, seed=5)
     weight[::3] *= 50
-    plan = plan_of(Feedback(rate_weight=0.05), weight, metric)
+    plan = plan_of(Feedback(effort="fast", rate_weight=0.05), weight, metric)
     assert shift_for(1030) == 1 and row_scale_codes(plan).any()
     tables = learned_tables(plan, 0.2)
     factor = np.linalg.cholesky(damped(metric, 1e-3)[np.ix_(plan.order, plan.order)])
@@ -152,7 +141,7 @@ def test_distortion_is_the_squared_norm_of_e_c() -> None:
 def test_every_column_of_e_c_stays_within_one_step() -> None:
     """Steps c / C_jj: nearest rounding leaves |(E C)_ij| ≤ c / 2 everywhere, the same level for all columns."""
     weight, metric = make_matrix(40, 90, seed=2)
-    plan = plan_of(Feedback(rate_weight=0.0), weight, metric)
+    plan = plan_of(Feedback(effort="scalar", rate_weight=0.0), weight, metric)
     factor = np.linalg.cholesky(damped(metric, 1e-3)[np.ix_(plan.order, plan.order)])
     shaped = np.abs(quantize(plan, 0.7, first_tables()).errors[:, plan.order] @ factor)
     assert 0.7 / 2 * 0.9 < shaped.max() <= 0.7 / 2 * 2 ** (1 / 8) * 1.001  # a step code is up to 1/8 octave off
@@ -171,7 +160,7 @@ def test_rate_weight_buys_bits_with_distortion() -> None:
     weight, metric = make_matrix(64, 48, seed=4)
     found = []
     for rate_weight in (0.0, 0.05, 0.2):
-        plan = plan_of(Feedback(rate_weight=rate_weight), weight, metric)
+        plan = plan_of(Feedback(effort="scalar", rate_weight=rate_weight), weight, metric)
         tables = fit_tables(count_symbols([quantize(plan, 1.0, first_tables()).quantized]), first_tables().offsets)
         outcome = quantize(plan, 1.0, tables)
         found.append((np.abs(outcome.quantized.indices).sum(), distance(outcome.errors, metric)))

@@ -92,13 +92,11 @@ def first_tables() -> Tables:
 
 
 def offsets_from(residuals: Sequence[tuple[Array, Array]]) -> Array:
-    """int8 [2, classes, 2] centroid offsets from every matrix's residual sums and counts [classes, 2] (quantizer 0)."""
+    """int8 [2, classes, 2] centroid offsets from every matrix's residual sums and counts [2, classes, 2]."""
     sums = np.sum([found for found, _ in residuals], axis=0)
     counts = np.sum([found for _, found in residuals], axis=0)
     mean = np.where(counts >= 32, sums / np.maximum(counts, 1), 0.0)
-    offsets = np.zeros((2, CLASSES, 2), np.int8)
-    offsets[0] = np.clip(np.rint(mean * 64), -63, 63).astype(np.int8)
-    return offsets
+    return np.clip(np.rint(mean * 64), -63, 63).astype(np.int8)
 
 
 def fit_tables(counts: Array, offsets: Array) -> Tables:
@@ -106,24 +104,31 @@ def fit_tables(counts: Array, offsets: Array) -> Tables:
 
     The estimate compares alphabets only; it is never reported as a size.
     """
-    candidates = [_tables_for(counts, offsets, largest) for largest in MAGNITUDES]
-    return min(candidates, key=lambda pair: pair[1])[0]
+    candidates = [tables_for(counts, offsets, largest) for largest in MAGNITUDES]
+    return min(candidates, key=lambda tables: _estimated_bits(tables, counts))
 
 
-def _tables_for(counts: Array, offsets: Array, largest: int) -> tuple[Tables, float]:
-    orders = escape_orders()
-    folded = np.concatenate(
-        [counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2
-    )
-    flat = np.ascontiguousarray(folded.reshape(-1, largest + 2))
+def tables_for(counts: Array, offsets: Array, largest: int) -> Tables:
+    """Tables of one alphabet for counts uint64 [2, classes, 65]."""
+    flat = np.ascontiguousarray(_folded(counts, largest).reshape(-1, largest + 2))
     frequencies = _core.normalize_counts(flat).reshape(2, CLASSES, largest + 2)
-    tables = Tables(frequencies, orders, offsets)
+    return Tables(frequencies, escape_orders(), offsets)
+
+
+def _folded(counts: Array, largest: int) -> Array:
+    """Counts with everything above `largest` in one escape symbol."""
+    return np.concatenate([counts[:, :, : largest + 1], counts[:, :, largest + 1 :].sum(axis=2, keepdims=True)], axis=2)
+
+
+def _estimated_bits(tables: Tables, counts: Array) -> float:
+    """Ideal length of the counted symbols, escapes taken as the shortest ones, and of the tables."""
+    largest, orders = tables.largest_magnitude, tables.escape_orders
     excess = np.arange(1, counts.shape[2] - largest)
     scaled = np.floor((excess[None, :] - 1) / 2.0 ** orders[:, None]) + 1
     payload = 2 * np.floor(np.log2(scaled)) + 2 + orders[:, None]
     escapes = float((counts[:, :, largest + 1 :] * payload[None]).sum())
-    side = 8 * len(pack_tables(tables))
-    return tables, float((folded * tables.code_bits()).sum()) + escapes + side
+    coded = float((_folded(counts, largest) * tables.code_bits()).sum())
+    return coded + escapes + 8 * len(pack_tables(tables))
 
 
 def pack_tables(tables: Tables) -> bytes:

@@ -211,6 +211,12 @@ def decode_shared(payload: bytes, headers: list[ResidualHeader], tables: Tables)
     Raises:
         FormatError: The stream does not decode.
     """
+    lanes, stream, escapes = _unpack_shared(payload)
+    return _decode(tables, stream, escapes, [_description(header) for header in headers], lanes)
+
+
+def _unpack_shared(payload: bytes) -> tuple[int, bytes, bytes]:
+    """(lanes, stream, escapes) of a `stream` record."""
     try:
         lanes, position = unpack_varint(payload, 0)
         length, position = unpack_varint(payload, position)
@@ -218,15 +224,61 @@ def decode_shared(payload: bytes, headers: list[ResidualHeader], tables: Tables)
             raise ValueError("a field of the header is out of range")
     except ValueError as error:
         raise FormatError(f"stream record: {error}; the file is damaged") from error
-    stream, escapes = payload[position : position + length], payload[position + length :]
-    return _decode(tables, stream, escapes, [_description(header) for header in headers], lanes)
+    return lanes, payload[position : position + length], payload[position + length :]
 
 
-def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
-    """Ŵ, float32 [m, n], from k in file order."""
+def decode_values(header: ResidualHeader, tables: Tables, bfloat16: bool, threads: int) -> Array:
+    """Ŵ [m, n] of a matrix with its own streams: float32, or the bits of bfloat16 as uint16.
+
+    The same values as `dequantize` of `decode_indices`, in one pass; streams are decoded in parallel.
+
+    Raises:
+        FormatError: A stream does not decode.
+    """
+    ranges = parts(header.columns, header.lanes, header.strips_per_stream)
+    streams = [
+        (stream, escapes, [(0, part.start, part.stop - part.start)])
+        for part, (stream, escapes) in zip(ranges, header.streams, strict=True)
+    ]
+    return _decode_values(streams, [header], tables, header.lanes, bfloat16, threads)[0]
+
+
+def decode_shared_values(payload: bytes, headers: list[ResidualHeader], tables: Tables, bfloat16: bool) -> list[Array]:
+    """Ŵ [m, n] of every matrix in a shared stream, as `decode_values`.
+
+    Raises:
+        FormatError: The stream does not decode.
+    """
+    lanes, stream, escapes = _unpack_shared(payload)
+    whole = [(number, 0, header.columns) for number, header in enumerate(headers)]
+    return _decode_values([(stream, escapes, whole)], headers, tables, lanes, bfloat16, threads=1)
+
+
+def _decode_values(
+    streams: list[tuple[bytes, bytes, list[tuple[int, int, int]]]],
+    headers: list[ResidualHeader],
+    tables: Tables,
+    lanes: int,
+    bfloat16: bool,
+    threads: int,
+) -> list[Array]:
+    """Streams hold (number of the matrix, first column, columns) each."""
+    for stream, _, ranges in streams:
+        weights = sum(headers[number].rows * count for number, _, count in ranges)
+        _check_length(stream, weights, tables, lanes)
+    decode = _core.decode_bfloat16 if bfloat16 else _core.decode_float32
+    try:
+        return decode(tables.coder, streams, [_described(header, tables) for header in headers], lanes, threads)
+    except ValueError as error:
+        raise FormatError(f"stream: {error}; the file is damaged") from error
+
+
+def _described(header: ResidualHeader, tables: Tables) -> tuple:
+    """What the core is told of a matrix, columns in file order, and where each of its columns stands there."""
     order = file_order(header.grid, header.contexts)
-    values = _core.reconstruct(
-        indices,
+    places = np.empty(header.columns, np.uint32)
+    places[order] = np.arange(header.columns, dtype=np.uint32)
+    return (
         header.contexts.row_codes,
         np.ascontiguousarray(header.contexts.column_codes[order]),
         header.contexts.shift,
@@ -235,21 +287,30 @@ def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
         steps(header.grid.column_codes[order], header.grid.resolution),
         steps(header.grid.row_codes, header.grid.resolution),
         np.ascontiguousarray(column_groups(header.grid)[order]),
+        places,
     )
-    return np.ascontiguousarray(values[np.argsort(order)].T)
+
+
+def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
+    """Ŵ, float32 [m, n], from k in file order."""
+    *description, places = _described(header, tables)
+    return np.ascontiguousarray(_core.reconstruct(indices, *description)[places].T)
 
 
 Description = tuple[Array, Array, int, int]
 
 
 def _decode(tables: Tables, stream: bytes, escapes: bytes, descriptions: list[Description], lanes: int) -> list[Array]:
-    weights = sum(rows.size * columns.size for rows, columns, *_ in descriptions)
-    if weights > (len(stream) // 2 - lanes) * tables.weights_per_word:
-        raise FormatError(f"stream: {len(stream)} bytes are too few for {weights} weights; the file is damaged")
+    _check_length(stream, sum(rows.size * columns.size for rows, columns, *_ in descriptions), tables, lanes)
     try:
         return _core.decode_stream(tables.coder, stream, escapes, descriptions, lanes)
     except ValueError as error:
         raise FormatError(f"stream: {error}; the file is damaged") from error
+
+
+def _check_length(stream: bytes, weights: int, tables: Tables, lanes: int) -> None:
+    if weights > (len(stream) // 2 - lanes) * tables.weights_per_word:
+        raise FormatError(f"stream: {len(stream)} bytes are too few for {weights} weights; the file is damaged")
 
 
 def _description(header: ResidualHeader) -> Description:

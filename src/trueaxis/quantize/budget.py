@@ -3,8 +3,8 @@
     c ─▶ quantize all matrices, fit tables, encode, count bytes ─▶ next c
 
 Every candidate is a real encoding; nothing is padded and nothing is estimated but the starting point. The first
-passes also teach the coder's tables to rounding, so that the size at one c still drifts; after `LEARNING_PASSES` the
-tables that round stay as they are, size is a function of c, and the search closes in on the target.
+passes also teach the coder's tables to the quantizer, so that the size at one c still drifts; after the learning
+passes the tables that quantize stay as they are, size is a function of c, and the search closes in on the target.
 """
 
 from __future__ import annotations
@@ -90,7 +90,14 @@ class _Search(Generic[P]):
         return guess
 
 
-def search(run: Callable[[float], P], start: float, weights: int, target: int, fixed: int) -> P:
+def search(
+    run: Callable[[float], P],
+    start: float,
+    weights: int,
+    target: int,
+    fixed: int,
+    learning_passes: int = LEARNING_PASSES,
+) -> P:
     """Runs passes until the file fits the target closely.
 
     Args:
@@ -99,6 +106,7 @@ def search(run: Callable[[float], P], start: float, weights: int, target: int, f
         weights: Quantized weights, for the first slope.
         target: Bytes not to exceed.
         fixed: Bytes that no step changes, for the message of an unreachable target.
+        learning_passes: Passes after which size is a function of c.
 
     Raises:
         TrueaxisError: Even with every quantized weight zero the file is above the target; says the minimum.
@@ -109,9 +117,9 @@ def search(run: Callable[[float], P], start: float, weights: int, target: int, f
         result = run(2.0**position)
         state.record(position, result)
         fits = target * ENOUGH <= result.file_bytes <= target
-        if fits and number >= LEARNING_PASSES:
+        if fits and number >= learning_passes:
             return result
-        if number < LEARNING_PASSES:
+        if number < learning_passes:
             state.best = state.above = state.below = None
         position = state.next()
         if position > first + WIDEST:

@@ -2,8 +2,9 @@
 
     t_j = w_j − Σ_{i>j} e_i C_ij / C_jj      k_j = round(t_j / Δ_j)      e_j = ŵ_j − w_j      D = ‖E C‖²
 
-Columns are visited from the last to the first in the plan's order. Inside a block the C++ core rounds column by column
-(cpp/feedback.hpp); the errors of a finished block then reach all remaining columns by one product.
+Columns are visited from the last to the first in the plan's order. Inside a block the C++ core quantizes column by
+column, along the plan's trellis (cpp/feedback.hpp); the errors of a finished block then reach all remaining columns
+by one product.
 """
 
 from __future__ import annotations
@@ -119,15 +120,16 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
     groups = np.ascontiguousarray(column_groups(grid)[plan.order])
     weights = torch.from_numpy(plan.weight).t().contiguous().numpy()[plan.order]
     targets = weights.copy()
-    sums, counts = np.zeros((CLASSES, 2)), np.zeros((CLASSES, 2))
-    offsets = tables.offsets[0].astype(np.float32) / 64 if plan.centroids else np.zeros((CLASSES, 2), np.float32)
-    bits = np.ascontiguousarray(tables.code_bits()[0])
+    sums, counts = np.zeros((2, CLASSES, 2)), np.zeros((2, CLASSES, 2))
+    offsets = tables.offsets.astype(np.float32) / 64 if plan.centroids else np.zeros((2, CLASSES, 2), np.float32)
+    bits = tables.code_bits()
 
     def call(part: slice, feedback: Array | None) -> tuple[Array, Array, Array]:
         return _core.quantize_block(
             weights[part], targets[part], feedback, column_steps[part], row_steps, groups[part],
             row_codes, shift, CODES_PER_OCTAVE << shift, (ZERO_CLASS << shift) + (1 << shift) // 2,
-            bits, offsets, tables.escape_orders, 4.0 * plan.rate_weight, sums, counts,
+            bits, offsets, tables.escape_orders, 4.0 * plan.rate_weight, plan.trellis,
+            sums, counts,
         )  # fmt: skip
 
     work = _Work(plan, grid, weights, targets, call)
@@ -142,7 +144,7 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
     back = np.argsort(plan.order)
     grid = replace(grid, column_codes=grid.column_codes + gains[back])
     contexts = Contexts(row_codes, scale_codes[back], shift)
-    quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, centroids=plan.centroids)
+    quantized = Quantized(np.ascontiguousarray(indices[back]), grid, contexts, plan.trellis, plan.centroids)
     learned = float(plan.centroids)
     outcome = Outcome(quantized, learned * sums, learned * counts, errors, plan.order)
     return REFITS[plan.refit](plan, outcome)

@@ -19,7 +19,7 @@ import numpy as np
 from trueaxis.entropy.model import CODES_PER_OCTAVE
 from trueaxis.metric.metric import damped_cholesky
 from trueaxis.quantize.grid import OCTAVE
-from trueaxis.recipe import Feedback, Gptq, GptqUniform, Quantizer, RoundToNearest, WaterSic, WaterSicCore
+from trueaxis.recipe import EFFORTS, Feedback, Gptq, GptqUniform, Quantizer, RoundToNearest, WaterSic, WaterSicCore
 from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
@@ -52,6 +52,7 @@ class Plan:
         group: Columns per group of `row_steps`.
         rate_weight: λ of rounding in scalar steps squared per bit.
         centroids: Whether values are reconstructed at the coded centroids or at the grid points themselves.
+        trellis: Identifier of the trellis down each column; 0 is the scalar quantizer.
         resolution: Codes per octave of the steps; None for what the weights behind a step pay for.
         rounding: "plain", or "gains" for a least-squares gain on every finished column.
         refit: "none", or "rescalers" for row and column steps fitted again to the finished matrix.
@@ -66,6 +67,7 @@ class Plan:
     group: int
     rate_weight: float
     centroids: bool
+    trellis: int = 0
     resolution: int | None = None
     rounding: Literal["plain", "gains"] = "plain"
     refit: Literal["none", "rescalers"] = "none"
@@ -121,8 +123,9 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
         column_steps[order] = unit / diagonal
     row_steps = 1.0 / np.sqrt(np.maximum(tempered(row_importance(metric, rows), stage.row_exponent), TINY))
     return Plan(
-        weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True
-    )
+        weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True,
+        EFFORTS[stage.effort].trellis,
+    )  # fmt: skip
 
 
 def row_importance(metric: Metric, rows: int) -> Array:
@@ -206,10 +209,15 @@ PLANNERS: dict[type, Callable[[Any, Array, Metric, Callable[..., Factor]], Plan]
 }
 
 
+def reference_for(stage: Quantizer) -> Feedback:
+    """How embeddings and heads are quantized, and at which effort: under every baseline as by default."""
+    return stage if isinstance(stage, Feedback) else Feedback()
+
+
 class Planner:
     """Makes the plans of one model with one quantizer type; factors of shared metrics are computed once.
 
-    Embeddings and heads are planned alike under every type, so that recipes differ in the linear layers only.
+    Embeddings and heads are planned by feedback under every type, so that recipes differ in the linear layers only.
 
     Args:
         stage: The recipe's quantizer.
@@ -235,10 +243,10 @@ class Planner:
             return found[damping, by]
 
         stage = self._stage
-        if isinstance(stage, Feedback):
+        reference = plan_feedback(reference_for(stage), residual, metric, factor)
+        if stage == reference_for(stage):
             self._references.append(None)
-            return plan_feedback(stage, residual, metric, factor)
-        reference = plan_feedback(Feedback(), residual, metric, factor)
+            return reference
         self._references.append(reference if weight.role == "linear" else None)
         return PLANNERS[type(stage)](stage, residual, metric, factor) if weight.role == "linear" else reference
 

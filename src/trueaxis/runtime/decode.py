@@ -1,6 +1,6 @@
 """Decode: a compressed directory to named tensors, without calibration, alignment, or transformers.
 
-Container ─▶ records of a tensor ─▶ indices (own streams or a shared one) ─▶ float32 values ─▶ dtype, rounded once
+Container ─▶ records of a tensor ─▶ streams (its own or a shared one) ─▶ float32 values ─▶ dtype, rounded once
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import numpy as np
 
 from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
-from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared, dequantize
+from trueaxis.entropy.stream import ResidualHeader, decode_shared_values, decode_values
 from trueaxis.header import TensorInfo
+from trueaxis.parallel import default_threads
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.matrices import CONSTANT_LIMIT, Matrix, matrices
 from trueaxis.types import Array, FormatError
@@ -31,13 +32,15 @@ class Decoder:
 
     Args:
         path: Directory written by `trueaxis.compress`.
+        threads: Workers inside a matrix; all processors by default.
 
     Example:
         >>> decoder = Decoder("model-3bit")                       # doctest: +SKIP
         >>> decoder.tensor("model.layers.0.mlp.up_proj.weight")   # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        self._threads = threads or default_threads()
         self.container = Container(path)
         records = self.container.model_records()
         kinds = [record.type for record in records]
@@ -50,7 +53,7 @@ class Decoder:
             except FormatError as error:
                 raise FormatError(f"{path}: model records: {error}") from error
         self._shared = [record.payload for record in records[1:]]
-        self._cached: tuple[int, dict[tuple[str, int], Array]] | None = None
+        self._cached: tuple[tuple[int, bool], dict[tuple[str, int], Array]] | None = None
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""
@@ -96,11 +99,11 @@ class Decoder:
         if not parts:
             value = _planes(info, self.main_record(info), own)
         elif len(info.shape) == 2:
-            value = torch.from_numpy(self._matrix(info, parts[0], 0))
+            value = self._matrix(info, parts[0], 0, dtype or own)
         else:
             value = torch.empty(info.shape, dtype=dtype or own)
             for index, part in enumerate(parts):
-                value[index] = torch.from_numpy(self._matrix(info, part, index))
+                value[index] = self._matrix(info, part, index, dtype or own)
         if not bool(torch.isfinite(value).all()):
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
@@ -129,28 +132,31 @@ class Decoder:
             raise FormatError(f"{info.name}: expected a record, found none; the file is damaged or newer")
         return records[-1]
 
-    def _matrix(self, info: TensorInfo, part: Matrix, index: int) -> Array:
-        """float32, oriented as the tensor (or its slice) is."""
+    def _matrix(self, info: TensorInfo, part: Matrix, index: int, dtype: torch.dtype) -> torch.Tensor:
+        """Oriented as the tensor (or its slice) is; bfloat16 if that is the dtype wanted, else float32."""
+        import torch
+
         if self._tables is None:
             raise FormatError(f"{info.name}: the file holds no tables")
+        bfloat16 = dtype == torch.bfloat16
         try:
             header = part.header()
             if header.shared is None:
-                indices = decode_indices(header, self._tables)
+                values = decode_values(header, self._tables, bfloat16, self._threads)
             else:
-                indices = self._shared_indices(header.shared, self._tables)[info.name, index]
-            weight = dequantize(header, indices, self._tables).reshape(part.rows, part.columns)
+                values = self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
         except (FormatError, ValueError) as error:
             raise FormatError(f"{info.name}: {error}") from error
-        return np.ascontiguousarray(weight.T) if part.transposed else weight
+        weight = torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
+        return weight.T.contiguous() if part.transposed else weight
 
-    def _shared_indices(self, number: int, tables: Tables) -> dict[tuple[str, int], Array]:
-        if self._cached is None or self._cached[0] != number:
+    def _shared_values(self, number: int, tables: Tables, bfloat16: bool) -> dict[tuple[str, int], Array]:
+        if self._cached is None or self._cached[0] != (number, bfloat16):
             members = self._members[number]
-            names = dict.fromkeys(name for name, _ in members)
-            parsed = {name: self.residuals(name) for name in names}
-            decoded = decode_shared(self._shared[number], [parsed[name][index] for name, index in members], tables)
-            self._cached = number, dict(zip(members, decoded, strict=True))
+            parsed = {name: self.residuals(name) for name in dict.fromkeys(name for name, _ in members)}
+            headers = [parsed[name][index] for name, index in members]
+            decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
+            self._cached = (number, bfloat16), dict(zip(members, decoded, strict=True))
         return self._cached[1]
 
     @cached_property

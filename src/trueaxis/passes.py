@@ -1,0 +1,71 @@
+"""Passes: quantize every matrix at one c, fit the tables, assemble the file; what a pass counts teaches the next.
+
+jobs, c, tables ─▶ indices of every matrix ─▶ fitted tables ─▶ files, and their real size
+            └──────────── code lengths, centroids ◀──┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trueaxis.assemble import Assembled, count_symbols
+from trueaxis.entropy.model import Tables, fit_tables, offsets_from
+from trueaxis.entropy.pooling import POOLINGS
+from trueaxis.parallel import ordered_map
+from trueaxis.progress import Progress
+from trueaxis.quantize.feedback import quantize
+from trueaxis.quantize.plan import Plan
+from trueaxis.quantize.start import settled_tables
+from trueaxis.recipe import Coder, Effort
+from trueaxis.types import Aligned, Metric, Quantized, Weight
+
+Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]
+"""(matrices, their tables) ─▶ the files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One matrix on its way through the stages; `metric` is in the original coordinates."""
+
+    weight: Weight
+    metric: Metric
+    aligned: Aligned
+    plan: Plan
+
+
+class Passes:
+    """Call it with c for the file at that c.
+
+    Args:
+        jobs: All matrices of the model.
+        effort: Trellis, and the number of passes that teach.
+        stage: The recipe's coder.
+        write: Makes the files.
+        threads: Workers; the result does not depend on them.
+        progress: Told of every pass.
+    """
+
+    def __init__(
+        self, jobs: Sequence[Job], effort: Effort, stage: Coder, write: Write, threads: int, progress: Progress
+    ) -> None:
+        self._jobs, self._effort, self._stage, self._write = jobs, effort, stage, write
+        self._threads, self._progress, self._made = threads, progress, 0
+        self._tables = settled_tables(effort.trellis, max((job.plan.rate_weight for job in jobs), default=0.0))
+
+    def __call__(self, c: float) -> Assembled:
+        """Every matrix with its steps times c, coded with tables of its own."""
+        tables, pool = self._tables, POOLINGS[type(self._stage)]
+        outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), self._jobs, self._threads)
+        matrices = [
+            (job.weight, pool(self._stage, job.weight, outcome.quantized))
+            for job, outcome in zip(self._jobs, outcomes, strict=True)
+        ]
+        fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
+        result = self._write(matrices, fitted)
+        self._made += 1
+        if self._made <= self._effort.learning_passes:
+            learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
+            self._tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
+        self._progress("search", self._made, self._made + 1)
+        return result
