@@ -61,7 +61,7 @@ def test_loads_in_a_new_process_without_the_report(compressed: Path, tiny_llama:
     here = trueaxis.load(compressed).state_dict()
     for name, value in original.state_dict().items():
         assert state[name].dtype == value.dtype == torch.bfloat16
-        assert torch.equal(state[name], value if "norm" in name else here[name]), name
+        assert torch.equal(state[name], here[name]), name
 
 
 def test_verify_and_inspect_tell_the_truth(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_damaged_file_is_refused_by_name(compressed: Path, tmp_path: Path, capsy
     copy = tmp_path / "copy"
     shutil.copytree(compressed, copy)
     data = bytearray((copy / "model.safetensors").read_bytes())
-    data[-100] ^= 1
+    data[-1] ^= 1
     last = list(Decoder(copy).container.tensors)[-1]
     (copy / "model.safetensors").write_bytes(data)
     assert main(["verify", str(copy)]) == 1

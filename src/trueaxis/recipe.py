@@ -193,7 +193,7 @@ class Recipe:
         True
     """
 
-    align: Identity | Gauge = field(default_factory=Identity)
+    align: Identity | Gauge = field(default_factory=Gauge)
     function: NoFunction = field(default_factory=NoFunction)
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
@@ -238,21 +238,21 @@ class Recipe:
 
 
 NAMED: dict[str, Recipe] = {
-    "identity": Recipe(),
+    "identity": Recipe(align=Identity()),
     "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off")),
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off")),
-    "gauge": Recipe(align=Gauge()),
-    "rtn": Recipe(quantize=RoundToNearest()),
+    "gauge": Recipe(),
+    "rtn": Recipe(Identity(), quantize=RoundToNearest()),
     "fast": Recipe(quantize=Feedback(effort="fast")),
     "best": Recipe(quantize=Feedback(effort="best")),
-    "gptq": Recipe(quantize=Gptq()),
-    "gptq-uniform": Recipe(quantize=GptqUniform()),
-    "watersic": Recipe(quantize=WaterSic(), entropy=RansPooled()),
-    "watersic-classed": Recipe(quantize=WaterSic()),
-    "watersic-core": Recipe(quantize=WaterSicCore(), entropy=RansPooled()),
-    "watersic-core-classed": Recipe(quantize=WaterSicCore()),
+    "gptq": Recipe(Identity(), quantize=Gptq()),
+    "gptq-uniform": Recipe(Identity(), quantize=GptqUniform()),
+    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled()),
+    "watersic-classed": Recipe(Identity(), quantize=WaterSic()),
+    "watersic-core": Recipe(Identity(), quantize=WaterSicCore(), entropy=RansPooled()),
+    "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore()),
 }
-NAMED["default"] = NAMED["identity"]
+NAMED["default"] = NAMED["gauge"]
 
 
 def recipe(name_or_path: str | Path | Recipe) -> Recipe:

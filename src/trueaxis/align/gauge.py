@@ -15,6 +15,7 @@ import numpy as np
 
 from trueaxis.align.network import Alignment, Change, Network
 from trueaxis.align.symmetry import SYMMETRIES, Part
+from trueaxis.likelihood import kl_nats
 from trueaxis.metric.running import forward, load_model
 from trueaxis.model.architecture import locate, parameter
 from trueaxis.recipe import Gauge, Identity
@@ -66,17 +67,19 @@ def _is_exact(network: Network, parts: Sequence[Part]) -> bool:
 
 
 def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
-    """KL(original ‖ gauged) per token."""
+    """KL(original ‖ gauged) per token; relative squared error of the final states where there are no logits."""
     import torch
 
     counts = network.statistics.token_counts.astype(np.float64) + 0.5
     generator = np.random.default_rng(network.seed)
     ids = torch.from_numpy(generator.choice(counts.size, CHECK_TOKENS, p=counts / counts.sum()))
     with torch.inference_mode():
-        expected = forward(load_model(network.checkpoint), ids).logits
-        found = forward(_gauged_model(network, _joined(parts)), ids).logits
-        log_p, log_q = (logits.double().log_softmax(-1) for logits in (expected, found))
-        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        expected = forward(load_model(network.checkpoint), ids)
+        found = forward(_gauged_model(network, _joined(parts)), ids)
+        if "logits" in expected:
+            return float(kl_nats(expected.logits, found.logits, torch.float64).mean())
+        states, moved = expected[0].double(), found[0].double()
+        return float((moved - states).square().sum() / states.square().sum())
 
 
 def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:

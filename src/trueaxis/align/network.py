@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DAMPING = 1e-3
 TINY = 1e-30
+LARGEST_OCTAVES = 50.0  # of the water level: far more bits than any weight has
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,10 @@ class Network:
                 energies.append(self._column_worth(weight))
                 counts.append(np.full(weight.shape[1], float(weight.shape[0])))
         energy, count = np.concatenate(energies), np.concatenate(counts)
-        low, high = -200.0, 200.0
+        if not energy.any():
+            return 1.0
+        high = float(np.log2(energy.max())) + 10
+        low = high - LARGEST_OCTAVES
         for _ in range(80):
             middle = (low + high) / 2
             bits = float((count * 0.5 * np.log2(1 + STEP_ENERGY * energy / 2.0**middle)).sum())

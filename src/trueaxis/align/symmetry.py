@@ -21,7 +21,7 @@ from trueaxis.align.maps import Map, Permute, Planes, Rotate, Step, Unscale, Wit
 from trueaxis.align.network import Change, Network, merged
 from trueaxis.types import Array, Weight
 
-DEPTH_GROUPS = 8  # blocks enter the search for one rotation as so many averages
+DEPTH_GROUPS = 2  # blocks enter the search for one rotation as so many averages
 WORTHWHILE_BITS = 0.002  # axes that save less per weight are not worth a change
 ANGLES = 64
 CHANNEL_WRITERS = ("gate", "up", "fused:gate,up")
