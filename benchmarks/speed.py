@@ -37,7 +37,7 @@ def make_checkpoint(path: Path, millions: float) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    width = max(128, round((millions * 1e6 / 12 / 8) ** 0.5 / 64) * 64)
+    width = max(128, round((millions * 1e6 / 12 / 8) ** 0.5 / 128) * 128)  # two query heads of 64 per KV head
     blocks = max(1, round((millions * 1e6 - 2 * VOCABULARY * width) / (12.5 * width**2)))
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=3 * width, num_hidden_layers=blocks,
