@@ -207,7 +207,7 @@ def outcome(path: Path) -> str:
     """ "decoded" or "refused" for a good ending; whatever else happens is raised."""
     try:
         decoder = Decoder(path)
-        for name, value in decoder.tensors():
+        for name, value in decoder.tensors().items():
             if tuple(value.shape) != decoder.container.tensors[name].shape:
                 raise AssertionError(f"{name} decodes to {list(value.shape)}")
         verify(path)

@@ -28,7 +28,7 @@ def compress_and_load(folder: Path, bits: float, vocabulary: int, recipe: str = 
     assert report.bits_per_param <= bits
     trueaxis.verify(folder / "out")
     loaded = dict(trueaxis.load(folder / "out").state_dict())
-    for name, value in Decoder(folder / "out").tensors():
+    for name, value in Decoder(folder / "out").tensors().items():
         assert torch.equal(value, loaded[name]), name
     original = load_file(folder / "model" / "model.safetensors")
     for name, value in original.items():

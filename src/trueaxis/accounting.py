@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trueaxis.metric.metric import distance, fold_norm, limit_bits
+from trueaxis.metric.metric import distance, fold_norm, limit_bits, spectrum
 from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.parallel import ordered_map
 from trueaxis.runtime.decode import Decoder
 from trueaxis.types import Aligned, Array, Metric, TensorReport, Weight
+
+Member = tuple[Weight, Aligned, Metric]
 
 
 def tensor_reports(
     decoder: Decoder,
     checkpoint: Checkpoint,
-    matrices: Sequence[tuple[Weight, Aligned, Metric]],
+    matrices: Sequence[Member],
     tensor_bytes: Mapping[str, float],
+    threads: int = 1,
 ) -> tuple[TensorReport, ...]:
     """A row for every tensor of the file; one of several slices has their sums, and the mean of their limits.
 
@@ -26,22 +30,26 @@ def tensor_reports(
         checkpoint: The original.
         matrices: (weight, the same in its coordinates, metric in the original coordinates).
         tensor_bytes: Bytes of each tensor.
+        threads: Tensors side by side.
 
     Returns:
         In the order of the file. A tensor that lost nothing, as an exact one, is reported at its own rate with a gap
         of 0: the limit of a continuous source has no finite value there.
+
+    Raises:
+        FormatError: Some tensor does not decode, exact ones included.
     """
-    members: dict[str, list[tuple[Weight, Aligned, Metric]]] = {}
+    members: dict[str, list[Member]] = {}
     for row in matrices:
         members.setdefault(row[0].tensor, []).append(row)
-    rows = []
-    for name, info in decoder.container.tensors.items():
+    spectra = _spectra(checkpoint, matrices, threads)
+
+    def report(name: str) -> TensorReport:
+        info, found = decoder.container.tensors[name], decoder.tensor(name)
         size = int(np.prod(info.shape, dtype=np.int64))
         bits = tensor_bytes[name] * 8 / max(size, 1)
         if name not in members:
-            rows.append(TensorReport(name, info.shape, "exact", bits, 0.0, bits, 0.0))
-            continue
-        found = decoder.tensor(name)
+            return TensorReport(name, info.shape, "exact", bits, 0.0, bits, 0.0)
         lost = energy = limit = 0.0
         for weight, aligned, metric in members[name]:
             original = checkpoint.matrix(weight).float().numpy()
@@ -49,24 +57,60 @@ def tensor_reports(
             decoded = (decoded.T if weight.transposed else decoded).float().numpy()
             own = distance(decoded - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
-            limit += original_limit_bits(checkpoint, weight, original, metric, own) * weight.size / size
+            eigenvalues = spectra.get((weight.space, weight.norm))
+            limit += original_limit_bits(checkpoint, weight, original, metric, own, eigenvalues) * weight.size / size
         limit = limit if math.isfinite(limit) else bits
         coordinates = members[name][0][1].coordinates
-        rows.append(TensorReport(name, info.shape, coordinates, bits, lost / (energy or 1.0), limit, bits - limit))
-    return tuple(rows)
+        return TensorReport(name, info.shape, coordinates, bits, lost / (energy or 1.0), limit, bits - limit)
+
+    return tuple(ordered_map(report, decoder.container.tensors, threads))
 
 
-def original_limit_bits(
-    checkpoint: Checkpoint, weight: Weight, original: Array, metric: Metric, distortion: float
-) -> float:
-    """`limit_bits` of the original with its norm folded in, at the distortion achieved.
+def _spectra(
+    checkpoint: Checkpoint, matrices: Sequence[Member], threads: int
+) -> dict[tuple[str | None, str | None], Array]:
+    """Eigenvalues of H of every space, the norm before it folded out of H: once for all matrices that read it."""
+    readers = {
+        (weight.space, weight.norm): (weight, metric)
+        for weight, _, metric in matrices
+        if metric.second_moment is not None
+    }
+
+    def found(reader: tuple[Weight, Metric]) -> Array:
+        moment, norm = reader[1].second_moment, _norm(checkpoint, *reader)
+        assert moment is not None
+        return spectrum(moment if norm is None else fold_norm(norm[None], moment, norm)[1])
+
+    return dict(zip(readers, ordered_map(found, readers.values(), threads), strict=True))
+
+
+def _norm(checkpoint: Checkpoint, weight: Weight, metric: Metric) -> Array | None:
+    """The norm that can be folded into a matrix, or None.
 
     A tied matrix is taken as it is: as an embedding it reads no norm, so none can be folded into both of its uses.
     """
-    moment = metric.second_moment
-    if moment is not None and weight.norm is not None and metric.embedding_weights is None:
-        norm = checkpoint.tensor(weight.norm).float().numpy() + weight.norm_offset
+    if metric.second_moment is None or weight.norm is None or metric.embedding_weights is not None:
+        return None
+    return checkpoint.tensor(weight.norm).float().numpy() + weight.norm_offset
+
+
+def original_limit_bits(
+    checkpoint: Checkpoint,
+    weight: Weight,
+    original: Array,
+    metric: Metric,
+    distortion: float,
+    eigenvalues: Array | None = None,
+) -> float:
+    """`limit_bits` of the original with its norm folded in, at the distortion achieved.
+
+    Args:
+        eigenvalues: Of H with the norm folded, where they are known.
+    """
+    moment, norm = metric.second_moment, _norm(checkpoint, weight, metric)
+    if moment is not None and norm is not None:
         original, moment = fold_norm(original, moment, norm)
     return limit_bits(
-        moment, original, distortion, row_weights=metric.row_weights, embedding_weights=metric.embedding_weights
-    )
+        moment if eigenvalues is None else eigenvalues, original, distortion,
+        row_weights=metric.row_weights, embedding_weights=metric.embedding_weights,
+    )  # fmt: skip

@@ -6,10 +6,12 @@ checkpoint ─▶ calibrate ─▶ align ─▶ function + residual ─▶ quant
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import resource
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,7 +28,7 @@ from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
-from trueaxis.parallel import default_threads
+from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.passes import Job, Passes
 from trueaxis.progress import Progress, silent
 from trueaxis.quantize.budget import first_c, search
@@ -34,7 +36,7 @@ from trueaxis.quantize.plan import Planner, reference_for
 from trueaxis.recipe import EFFORTS, Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.load import verify
+from trueaxis.runtime.load import check_bytes
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import CompressionReport, Quantized, TrueaxisError, Weight
 
@@ -94,7 +96,7 @@ def compress(
     network = Network(checkpoint, weights, measured, 8.0 * target, seed)
     alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
-    jobs = _prepare(network, alignment, chosen, progress)
+    jobs = _prepare(network, alignment, chosen, threads, progress)
     calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}
     header = {
         "recipe": chosen.to_json(),
@@ -113,9 +115,10 @@ def compress(
     best = search(passes, start, sum(job.weight.size for job in jobs), target, fixed, effort.learning_passes)
     with staged_directory(Path(out), overwrite) as staging:
         write_files(best, checkpoint, staging)
-        verify(staging)
+        decoder = Decoder(staging, threads)
+        check_bytes(decoder)
         matrices = [(job.weight, job.aligned, job.metric) for job in jobs]
-        rows = tensor_reports(Decoder(staging), checkpoint, matrices, best.tensor_bytes)
+        rows = tensor_reports(decoder, checkpoint, matrices, best.tensor_bytes, threads)  # decodes every tensor
         report = CompressionReport(
             file_bytes=best.file_bytes,
             header_bytes=best.header_bytes,
@@ -134,19 +137,26 @@ def compress(
     return report
 
 
-def _prepare(network: Network, alignment: Alignment, recipe: Recipe, progress: Progress) -> list[Job]:
-    """Metric, coordinates, function and plan of every matrix."""
-    planner, moments = Planner(recipe.quantize), {}
+def _prepare(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
+    """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
+    planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
     weights = [weight for weight in network.weights if weight.role != "exact"]
-    jobs = []
-    for number, weight in enumerate(weights):
-        matrix = network.checkpoint.matrix(weight).float()
-        check_finite(weight.name, matrix)
-        metric = network.metric(weight)
-        aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
-        split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
-        jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
-        progress("prepare", number + 1, len(weights))
+    spaces = [list(group) for _, group in itertools.groupby(weights, lambda weight: weight.space or weight.name)]
+
+    def prepare(group: Sequence[Weight]) -> list[Job]:
+        jobs, moments = [], {}
+        for weight in group:
+            matrix = network.checkpoint.matrix(weight).float()
+            check_finite(weight.name, matrix)
+            metric = network.metric(weight)
+            aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
+            split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
+            jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
+            with lock:
+                progress("prepare", next(done), len(weights))
+        return jobs
+
+    jobs = [job for group in ordered_map(prepare, spaces, threads) for job in group]
     plans = planner.balanced([job.plan for job in jobs])
     return [Job(job.weight, job.metric, job.aligned, plan) for job, plan in zip(jobs, plans, strict=True)]
 

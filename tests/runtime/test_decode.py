@@ -38,7 +38,7 @@ def read_all(path: Path) -> str | None:
     with memory_limit(LIMIT):
         try:
             decoder = Decoder(path)
-            for name, value in decoder.tensors():
+            for name, value in decoder.tensors().items():
                 info = decoder.container.tensors[name]
                 assert tuple(value.shape) == info.shape
                 assert bool(torch.isfinite(value.float()).all())

@@ -124,9 +124,14 @@ def distance(error: Array, metric: Metric) -> float:
         >>> distance(np.ones((2, 3)), Metric(2 * np.eye(3)))
         12.0
     """
+    import torch
+
     error = np.asarray(error, np.float64)
     squares = np.einsum("ij,ij->i", error, error)
-    rows = squares if metric.second_moment is None else np.einsum("ij,ij->i", error @ metric.second_moment, error)
+    rows = squares
+    if metric.second_moment is not None:  # torch minds the number of threads; the BLAS of NumPy does not
+        moved = torch.from_numpy(error) @ torch.from_numpy(np.asarray(metric.second_moment, np.float64))
+        rows = np.einsum("ij,ij->i", moved.numpy(), error)
     total = rows.sum() if metric.row_weights is None else rows @ metric.row_weights
     if metric.embedding_weights is not None:
         total += squares @ metric.embedding_weights
@@ -208,7 +213,7 @@ def limit_bits(
         R(θ) = 1/(mn) Σᵢⱼ max(0, ½ log₂(vᵢⱼ/θ)),    D(θ) = Σᵢⱼ min(θ, vᵢⱼ).
 
     Args:
-        second_moment: H [n, n], or None for the identity.
+        second_moment: H [n, n], its eigenvalues [n], or None for the identity.
         weight: W [m, n], the original with its norm folded.
         distortion: D, summed over all rows, without the sensitivity factor.
         row_weights: ρ [m], or None for ones.
@@ -223,7 +228,9 @@ def limit_bits(
     """
     rows, columns = weight.shape
     variance = float(np.mean(np.square(weight, dtype=np.float64)))
-    eigenvalues = np.ones(columns) if second_moment is None else _spectrum(second_moment)
+    eigenvalues = np.ones(columns) if second_moment is None else second_moment
+    if eigenvalues.ndim == 2:
+        eigenvalues = spectrum(eigenvalues)
     per_row = np.stack(
         [
             np.ones(rows) if row_weights is None else row_weights,
@@ -252,11 +259,14 @@ def structured_limit_bits(second_moment: Array | None, weight: Array, distortion
         values, vectors = np.linalg.eigh((second_moment + second_moment.T) / 2)
         root = vectors * np.sqrt(np.maximum(values, 0))
         covariance = root.T @ covariance @ root  # same nonzero eigenvalues as Σ_W H, and symmetric
-    return _waterfill_bits(_spectrum(covariance), np.full(columns, rows), distortion)
+    return _waterfill_bits(spectrum(covariance), np.full(columns, rows), distortion)
 
 
-def _spectrum(matrix: Array) -> Array:
-    return np.maximum(np.linalg.eigvalsh((matrix + matrix.T) / 2), 0)
+def spectrum(matrix: Array) -> Array:
+    """Eigenvalues [n] of a metric [n, n], ascending; what rounding made negative is 0."""
+    import torch
+
+    return torch.linalg.eigvalsh(torch.from_numpy((matrix + matrix.T) / 2)).clamp_(min=0).numpy()
 
 
 def _waterfill_bits(variances: Array, repeats: Array, distortion: float) -> float:

@@ -10,6 +10,7 @@ positions. At the end they stand still again and the last one gives the final st
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -132,6 +133,65 @@ class Steps:
             yield
         finally:
             for block in self._blocks:
+                del block.forward
+
+
+class Resumption:
+    """Forward passes that start at a block instead of at the tokens: for changes of which earlier blocks know nothing.
+
+    Args:
+        model: Whole, on one device.
+        blocks: Names of the blocks; without any, every pass starts at the tokens.
+    """
+
+    def __init__(self, model: Any, blocks: Sequence[str]) -> None:
+        self._model = model
+        self._blocks: list[torch.nn.Module] = [submodule(model, name) for name in blocks]
+        self._tuples = [False] * len(blocks)
+
+    def record(self, ids: torch.Tensor) -> tuple[Any, list[torch.Tensor]]:
+        """Output for ids [sequences, length], and what entered every block and left the last."""
+        states: list[torch.Tensor] = []
+        handles = []
+        for index, block in enumerate(self._blocks):
+
+            def keep(_block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, index: int = index) -> None:
+                self._tuples[index] = isinstance(out, tuple)
+                states.append(args[0] if args else kwargs["hidden_states"])
+                if index == len(self._blocks) - 1:
+                    states.append(out[0] if isinstance(out, tuple) else out)
+
+            handles.append(block.register_forward_hook(keep, with_kwargs=True))
+        try:
+            return forward(self._model, ids), states
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def starting_at(self, start: int) -> Iterator[Callable[[torch.Tensor, list[torch.Tensor]], Any]]:
+        """While the context lasts, gives (ids, their recorded states) ─▶ output, blocks before `start` left out.
+
+        Several threads may call it at once.
+        """
+        given = threading.local()
+        for index, block in enumerate(self._blocks[:start]):
+
+            def stand_in(*args: Any, index: int = index, **kwargs: Any) -> Any:
+                del args, kwargs
+                state = given.states[index + 1]
+                return (state,) if self._tuples[index] else state
+
+            block.forward = stand_in
+
+        def resume(ids: torch.Tensor, states: list[torch.Tensor]) -> Any:
+            given.states = states
+            return forward(self._model, ids)
+
+        try:
+            yield resume
+        finally:
+            for block in self._blocks[:start]:
                 del block.forward
 
 

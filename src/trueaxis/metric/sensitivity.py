@@ -25,18 +25,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from trueaxis.likelihood import kl_nats
+from trueaxis.likelihood import Prediction
 from trueaxis.metric.calibrate import Progress, check_tokens, split_sequences
 from trueaxis.metric.metric import damped_cholesky, distance, embedding_key, head_key, metric_for, row_probabilities
-from trueaxis.metric.running import forward, load_model
+from trueaxis.metric.running import Resumption, load_model
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.architecture import locate, parameter, submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
+from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.types import Array, CalibrationError, Metric, Weight
 
 NOISE_SHARE = 0.01
 TOKEN_LIMIT = 2048
+BATCH_TOKENS = 512  # that one thread runs at once
 RELATIVE_FLOOR = 1e-6
 
 
@@ -80,11 +82,11 @@ def measure_sensitivities(
     with torch.inference_mode():
         model = load_model(checkpoint).to(device)
         _untie(model, places)
-        batches = [ids.to(device) for ids in split_sequences(sample)]
-        reference = [_read(model, ids) for ids in batches]
+        batches = [ids.to(device) for ids in split_sequences(sample, BATCH_TOKENS)]
+        trial = _Trial(model, places, batches, 1 if device != "cpu" else default_threads())
+        noises = _Noises(statistics, noise_share, seed)
         for index, (key, members) in enumerate(uses.items()):
-            noise = [_disturbance(model, places, use, use.metric(statistics), noise_share, seed) for use in members]
-            rises[key] = _rise(model, noise, batches, reference)
+            rises[key] = trial.rise(members, noises)
             if not np.isfinite(rises[key]):
                 raise CalibrationError(f"{key}: noise of {noise_share:.1%} makes the model's output infinite")
             if progress is not None:
@@ -135,13 +137,6 @@ class _Disturbance(NamedTuple):
     distance: float
 
 
-class _Output(NamedTuple):
-    """Output for one batch: logits over the vocabulary, or hidden states and whatever else there is instead."""
-
-    logits: torch.Tensor | None
-    states: tuple[torch.Tensor, ...]
-
-
 def _uses(weights: Sequence[Weight]) -> dict[str, list[_Use]]:
     """Uses by the key of their sensitivity: one each, two keys for a tied weight, one key for a group of experts."""
     uses: dict[str, list[_Use]] = {}
@@ -166,72 +161,129 @@ def _untie(model: Any, places: Route) -> None:
         head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
 
 
-def _disturbance(model: Any, places: Route, use: _Use, metric: Metric, share: float, seed: int) -> _Disturbance:
-    if use.side == "linear" and use.weight.place is not None:
-        view = locate(model, use.weight.place)
-    else:
-        module = places.embedding if use.side == "embedding" else places.head
-        view = parameter(model, f"{module}.weight")
-    error, error_distance = _noise(view.double().cpu().numpy(), metric, share, (seed, use.key))
-    return _Disturbance(view, torch.from_numpy(error).to(view.device), error_distance)
+class _Noises:
+    """Makes the noise of matrices; the factor of a metric is kept for the next one that reads the same space."""
+
+    def __init__(self, statistics: Statistics, share: float, seed: int) -> None:
+        self._statistics, self._share, self._seed = statistics, share, seed
+        self._factor: tuple[str, torch.Tensor] | None = None
+
+    def noise(self, weight: Array, use: _Use) -> tuple[Array, float]:
+        """Noise E [m, n] with D(E) = share · D(W), and that D; rounded to float32, as it will be added."""
+        metric = use.metric(self._statistics)
+        generator = np.random.default_rng([self._seed, zlib.crc32(use.key.encode())])
+        error = generator.standard_normal(weight.shape)
+        if metric.second_moment is not None:
+            factor = self._factored(use.weight, metric.second_moment)
+            error = torch.linalg.solve_triangular(factor, torch.from_numpy(error), upper=False, left=False).numpy()
+        if metric.row_weights is not None:
+            error = error / np.sqrt(metric.row_weights)[:, None]
+        energy, target = distance(error, metric), self._share * distance(weight, metric)
+        if energy <= 0 or target <= 0:
+            return np.zeros(weight.shape, np.float32), 0.0
+        scaled = (error * np.sqrt(target / energy)).astype(np.float32)
+        return scaled, distance(scaled, metric)
+
+    def _factored(self, weight: Weight, second_moment: Array) -> torch.Tensor:
+        space = weight.space or weight.name
+        if self._factor is None or self._factor[0] != space:
+            self._factor = space, torch.from_numpy(damped_cholesky(second_moment)[0])
+        return self._factor[1]
 
 
-def _noise(weight: Array, metric: Metric, share: float, stream: tuple[int, str]) -> tuple[Array, float]:
-    """Noise E [m, n] with D(E) = share · D(W), and that D; rounded to float32, as it will be added."""
-    generator = np.random.default_rng([stream[0], zlib.crc32(stream[1].encode())])
-    error = generator.standard_normal(weight.shape)
-    if metric.second_moment is not None:
-        factor, _ = damped_cholesky(metric.second_moment)
-        solved = torch.linalg.solve_triangular(
-            torch.from_numpy(factor), torch.from_numpy(error), upper=False, left=False
-        )
-        error = solved.numpy()
-    if metric.row_weights is not None:
-        error = error / np.sqrt(metric.row_weights)[:, None]
-    energy, target = distance(error, metric), share * distance(weight, metric)
-    if energy <= 0 or target <= 0:
-        return np.zeros(weight.shape, np.float32), 0.0
-    scaled = (error * np.sqrt(target / energy)).astype(np.float32)
-    return scaled, distance(scaled, metric)
+class _Trial:
+    """The model and what it says undisturbed; a disturbed one runs from the block of the disturbed matrix on.
+
+    Args:
+        model: In evaluation mode, head untied.
+        places: Where its matrices are.
+        batches: Token ids [sequences, length].
+        threads: Batches side by side.
+    """
+
+    def __init__(self, model: Any, places: Route, batches: Sequence[torch.Tensor], threads: int) -> None:
+        self._model, self._places, self._batches, self._threads = model, places, batches, threads
+        self._resumption = Resumption(model, places.blocks)
+        self._reference = ordered_map(self._record, batches, 1)  # hooks listen to one pass at a time
+
+    def rise(self, members: Sequence[_Use], noises: _Noises) -> float:
+        """Mean change of the output per token, over both signs, per unit of the noise's D; 0 for no noise."""
+        noise = [self._disturbance(use, noises) for use in members]
+        distance_sum = sum(one.distance for one in noise)
+        if not distance_sum:
+            return 0.0
+        total = 0.0
+        with self._resumption.starting_at(min(map(self._start, members))) as resume:
+
+            def change(pair: tuple[torch.Tensor, _Reference]) -> float:
+                with torch.inference_mode():  # of this thread
+                    return pair[1].change(_Output.of(self._model, resume(pair[0], pair[1].states)))
+
+            for sign in (1, -1):
+                with ExitStack() as stack:
+                    for one in noise:
+                        stack.enter_context(_disturbed(one.parameter, sign * one.error))
+                    pairs = list(zip(self._batches, self._reference, strict=True))
+                    total += sum(ordered_map(change, pairs, self._threads))
+        return total / (2 * sum(ids.numel() for ids in self._batches)) / distance_sum
+
+    def _record(self, ids: torch.Tensor) -> _Reference:
+        with torch.inference_mode():
+            output, states = self._resumption.record(ids)
+            return _Reference(_Output.of(self._model, output), states, ids.numel())
+
+    def _start(self, use: _Use) -> int:
+        """The first block that a change of a matrix is felt in."""
+        if use.side == "head":
+            return len(self._places.blocks)
+        name = use.weight.place.parameter if use.side == "linear" and use.weight.place else ""
+        return next((i for i, block in enumerate(self._places.blocks) if name.startswith(f"{block}.")), 0)
+
+    def _disturbance(self, use: _Use, noises: _Noises) -> _Disturbance:
+        if use.side == "linear" and use.weight.place is not None:
+            view = locate(self._model, use.weight.place)
+        else:
+            module = self._places.embedding if use.side == "embedding" else self._places.head
+            view = parameter(self._model, f"{module}.weight")
+        error, error_distance = noises.noise(view.double().cpu().numpy(), use)
+        return _Disturbance(view, torch.from_numpy(error).to(view.device), error_distance)
 
 
-def _rise(
-    model: Any, noise: Sequence[_Disturbance], batches: Sequence[torch.Tensor], reference: Sequence[_Output]
-) -> float:
-    """Mean change of the output per token, over both signs, per unit of the noise's D; 0 for no noise."""
-    distance_sum = sum(one.distance for one in noise)
-    if not distance_sum:
-        return 0.0
-    total = 0.0
-    for sign in (1, -1):
-        with ExitStack() as stack:
-            for one in noise:
-                stack.enter_context(_disturbed(one.parameter, sign * one.error))
-            for ids, expected in zip(batches, reference, strict=True):
-                total += _change(expected, _read(model, ids), ids.numel())
-    return total / (2 * sum(ids.numel() for ids in batches)) / distance_sum
+class _Output(NamedTuple):
+    """Output for one batch: logits over the vocabulary, or hidden states and whatever else there is instead."""
+
+    logits: torch.Tensor | None
+    states: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def of(cls, model: Any, output: Any) -> _Output:
+        """What counts of an output of the model."""
+        logits = getattr(output, "logits", None)
+        logits = getattr(output, "prediction_logits", None) if logits is None else logits
+        vocabulary = getattr(model.config.get_text_config(), "vocab_size", None)
+        if logits is not None and logits.ndim == 3 and logits.shape[-1] == vocabulary:
+            return cls(logits, ())
+        tensors = [value for value in dict(output).values() if isinstance(value, torch.Tensor)]
+        return cls(None, tuple(value for value in tensors if value.is_floating_point()))
 
 
-def _read(model: Any, ids: torch.Tensor) -> _Output:
-    output = forward(model, ids)
-    logits = getattr(output, "logits", None)
-    logits = getattr(output, "prediction_logits", None) if logits is None else logits
-    vocabulary = getattr(model.config.get_text_config(), "vocab_size", None)
-    if logits is not None and logits.ndim == 3 and logits.shape[-1] == vocabulary:
-        return _Output(logits, ())
-    found = [value for value in dict(output).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
-    return _Output(None, tuple(found))
+class _Reference:
+    """Undisturbed output of one batch, and the states that entered its blocks."""
 
+    def __init__(self, output: _Output, states: list[torch.Tensor], tokens: int) -> None:
+        self.states = states
+        self._output, self._tokens = output, tokens
+        self._prediction = None if output.logits is None else Prediction(output.logits)
 
-def _change(expected: _Output, found: _Output, tokens: int) -> float:
-    """Σ over tokens of the KL in nats; without logits, tokens · Σ over outputs of |found − expected|² / |expected|²."""
-    if expected.logits is not None and found.logits is not None:
-        return float(kl_nats(expected.logits, found.logits, torch.float64).sum())
-    relative = 0.0
-    for one, other in zip(expected.states, found.states, strict=True):
-        energy = float(one.double().square().sum())
-        relative += float((other.double() - one.double()).square().sum()) / (energy or 1.0)
-    return relative * tokens
+    def change(self, found: _Output) -> float:
+        """Σ over tokens of the KL in nats; without logits, tokens · Σ over outputs of |found − own|² / |own|²."""
+        if self._prediction is not None and found.logits is not None:
+            return float(self._prediction.kl_nats(found.logits).sum())
+        relative = 0.0
+        for one, other in zip(self._output.states, found.states, strict=True):
+            energy = float(one.double().square().sum())
+            relative += float((other.double() - one.double()).square().sum()) / (energy or 1.0)
+        return relative * self._tokens
 
 
 @contextmanager

@@ -9,6 +9,7 @@ References: GPTQ (arXiv:2210.17323); steps c / C_jj and the order, WaterSIC (arX
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -225,17 +226,17 @@ class Planner:
 
     def __init__(self, stage: Quantizer) -> None:
         self._stage = stage
-        self._cached: tuple[str, dict[tuple[float, Order], Factor]] = ("", {})
-        self._references: list[Plan | None] = []
+        self._latest = threading.local()  # the space that a thread planned for last, and its factors
+        self._references: dict[Plan, Plan] = {}
 
     def plan(self, weight: Weight, residual: Array, metric: Metric) -> Plan:
-        """Plan of one matrix; matrices of the same input space should follow each other."""
+        """Plan of one matrix; matrices of the same input space should follow each other in one thread."""
 
         def factor(damping: float, by: Order = "descending") -> Factor:
             space = f"{weight.space or weight.name}/{weight.role}"
-            if self._cached[0] != space:
-                self._cached = (space, {})
-            found = self._cached[1]
+            if getattr(self._latest, "space", None) != space:
+                self._latest.space, self._latest.factors = space, {}
+            found: dict[tuple[float, Order], Factor] = self._latest.factors
             if (damping, by) not in found:
                 moment = effective_moment(metric, residual.shape[1])
                 moment = np.eye(residual.shape[1]) if moment is None else moment
@@ -244,11 +245,11 @@ class Planner:
 
         stage = self._stage
         reference = plan_feedback(reference_for(stage), residual, metric, factor)
-        if stage == reference_for(stage):
-            self._references.append(None)
+        if stage == reference_for(stage) or weight.role != "linear":
             return reference
-        self._references.append(reference if weight.role == "linear" else None)
-        return PLANNERS[type(stage)](stage, residual, metric, factor) if weight.role == "linear" else reference
+        plan = PLANNERS[type(stage)](stage, residual, metric, factor)
+        self._references[plan] = reference
+        return plan
 
     def balanced(self, plans: list[Plan]) -> list[Plan]:
         """Brings baselines to the scale of the reference: the same mean log step over all linear weights.
@@ -256,16 +257,13 @@ class Planner:
         A baseline's own steps say nothing about embeddings and heads; this splits the bits between them and the
         linear layers as the reference does.
         """
-        pairs = [(plan, other) for plan, other in zip(plans, self._references, strict=True) if other is not None]
+        pairs = [(plan, self._references[plan]) for plan in plans if plan in self._references]
         if not pairs:
             return plans
         sizes = np.array([plan.weight.size for plan, _ in pairs], np.float64)
         octaves = np.array([other.mean_log_step - plan.mean_log_step for plan, other in pairs])
         factor = 2.0 ** float((sizes * octaves).sum() / sizes.sum())
-        return [
-            plan if other is None else plan.scaled(factor)
-            for plan, other in zip(plans, self._references, strict=True)
-        ]  # fmt: skip
+        return [plan.scaled(factor) if plan in self._references else plan for plan in plans]
 
 
 def shift_for(rows: int) -> int:

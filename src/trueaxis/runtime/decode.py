@@ -5,7 +5,8 @@ Container ─▶ records of a tensor ─▶ streams (its own or a shared one) �
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
 from trueaxis.entropy.stream import ResidualHeader, decode_shared_values, decode_values
 from trueaxis.header import TensorInfo
-from trueaxis.parallel import default_threads
+from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.matrices import CONSTANT_LIMIT, Matrix, matrices
 from trueaxis.types import Array, FormatError
@@ -32,7 +33,7 @@ class Decoder:
 
     Args:
         path: Directory written by `trueaxis.compress`.
-        threads: Workers inside a matrix; all processors by default.
+        threads: Workers, over tensors and inside a matrix; all processors by default.
 
     Example:
         >>> decoder = Decoder("model-3bit")                       # doctest: +SKIP
@@ -52,6 +53,7 @@ class Decoder:
                 self._tables = unpack_tables(records[0].payload)
             except FormatError as error:
                 raise FormatError(f"{path}: model records: {error}") from error
+        self._lock = threading.Lock()  # on the shared stream decoded last
         self._shared = [record.payload for record in records[1:]]
         self._cached: tuple[tuple[int, bool], dict[tuple[str, int], Array]] | None = None
 
@@ -59,13 +61,13 @@ class Decoder:
         """Names of all tensors, in the order of the file."""
         return list(self.container.tensors)
 
-    def tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-        """All tensors; tied ones share storage."""
-        done: dict[str, torch.Tensor] = {}
-        for name in self.names():
-            target = self.alias(name)
-            done[name] = done[target] if target in done else self.tensor(name, dtype)
-            yield name, done[name]
+    def tensors(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        """All tensors, decoded side by side; tied ones share storage."""
+        targets = {name: self.alias(name) or name for name in self.names()}
+        distinct = list(dict.fromkeys(targets.values()))
+        decoded = ordered_map(lambda name: self.tensor(name, dtype), distinct, self._threads)
+        found = dict(zip(distinct, decoded, strict=True))
+        return {name: found[target] for name, target in targets.items()}
 
     def alias(self, name: str) -> str | None:
         """Name of the tensor that `name` is tied to, or None.
@@ -86,7 +88,7 @@ class Decoder:
         return target
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """One tensor in `dtype`, by default that of the original checkpoint.
+        """One tensor in `dtype`, by default that of the original checkpoint; several threads may ask at once.
 
         Raises:
             FormatError: Its records are damaged or decode to NaN or Inf; the message names the tensor.
@@ -104,7 +106,7 @@ class Decoder:
             value = torch.empty(info.shape, dtype=dtype or own)
             for index, part in enumerate(parts):
                 value[index] = self._matrix(info, part, index, dtype or own)
-        if not bool(torch.isfinite(value).all()):
+        if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):  # NaN is both ends
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
 
@@ -151,13 +153,14 @@ class Decoder:
         return weight.T.contiguous() if part.transposed else weight
 
     def _shared_values(self, number: int, tables: Tables, bfloat16: bool) -> dict[tuple[str, int], Array]:
-        if self._cached is None or self._cached[0] != (number, bfloat16):
-            members = self._members[number]
-            parsed = {name: self.residuals(name) for name in dict.fromkeys(name for name, _ in members)}
-            headers = [parsed[name][index] for name, index in members]
-            decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
-            self._cached = (number, bfloat16), dict(zip(members, decoded, strict=True))
-        return self._cached[1]
+        with self._lock:
+            if self._cached is None or self._cached[0] != (number, bfloat16):
+                members = self._members[number]
+                parsed = {name: self.residuals(name) for name in dict.fromkeys(name for name, _ in members)}
+                headers = [parsed[name][index] for name, index in members]
+                decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
+                self._cached = (number, bfloat16), dict(zip(members, decoded, strict=True))
+            return self._cached[1]
 
     @cached_property
     def _members(self) -> list[list[tuple[str, int]]]:
