@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
     compress = commands.add_parser(
         "compress",
         help="checkpoint to compressed directory, on target",
-        description="Compress a checkpoint so that the whole file ends at most at the target and within 1 %% below it.",
+        description="Compress a checkpoint so that the whole file ends at most at the target and within 0.3 %% below it.",
     )
     compress.add_argument(
         "model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)"
