@@ -79,6 +79,16 @@ void bind_streams(nb::module_& m) {
             count_symbols(segments[s], indices[s], classes, largest, counts.data());
         return counts;
     });
+    m.def("table_numbers", [](int classes, const CodedSegment& coded) {
+        require(classes >= 1 && classes <= 64, "table_numbers: bad number of classes");
+        std::vector<Segment> segments;
+        std::vector<const int32_t*> indices;
+        split({coded}, segments, indices);
+        auto numbers = allocate<uint8_t, 2>({segments[0].columns, segments[0].rows});
+        const nb::gil_scoped_release release;
+        table_numbers(segments[0], indices[0], classes, numbers.data());
+        return numbers;
+    });
     m.def("stream_bits", [](const TableSet& tables, const std::vector<CodedSegment>& coded) {
         std::vector<Segment> segments;
         std::vector<const int32_t*> indices;

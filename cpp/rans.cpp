@@ -198,6 +198,16 @@ void count_symbols(const Segment& segment, const int32_t* indices, int classes, 
     for (size_t cell = 0; cell < half; ++cell) counts[cell] += uint64_t{found[cell]} + found[half + cell];
 }
 
+void table_numbers(const Segment& segment, const int32_t* indices, int classes, uint8_t* numbers) {
+    for (size_t j = 0; j < segment.columns; ++j) {
+        uint32_t state = 0;
+        walk(segment, indices + j * segment.rows, j, 0, segment.rows, classes, state,
+             [&](size_t i, int32_t, int q, int cls) {
+                 numbers[j * segment.rows + i] = static_cast<uint8_t>(q * classes + cls);
+             });
+    }
+}
+
 double stream_bits(const TableSet& tables, const Segment& segment, const int32_t* indices) {
     const int largest = tables.max_magnitude();
     const size_t stride = static_cast<size_t>(largest) + 2;

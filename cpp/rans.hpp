@@ -37,6 +37,9 @@ void decode_stream(const TableSet& tables, const uint8_t* stream, size_t stream_
 // Adds occurrences of |k| = 0..max_magnitude and above to counts [2, classes, max_magnitude + 2].
 void count_symbols(const Segment& segment, const int32_t* indices, int classes, int max_magnitude, uint64_t* counts);
 
+// The table of every index, quantizer * classes + class, to numbers [columns, rows]; classes at most 64.
+void table_numbers(const Segment& segment, const int32_t* indices, int classes, uint8_t* numbers);
+
 // Ideal code length under the tables, escapes' payload included, in bits.
 double stream_bits(const TableSet& tables, const Segment& segment, const int32_t* indices);
 

@@ -12,19 +12,27 @@ constexpr int kExponents = 30;
 constexpr uint32_t kRenormalize = 1U << 24;
 constexpr size_t kTrimmed = 4;  // zero bytes at the end that the encoder may leave out
 
-// Probability of a zero bit in 1/65536: the mean of a fast and a slow estimate.
+// Probability of a zero bit in 1/65536: the mean of a fast and a slow estimate. Both count at first, each decision
+// weighing as much as all before it on average, until they forget: short arrays are learned as soon as they can be.
 struct Bit {
+    static constexpr uint16_t kFast = 16;
+    static constexpr uint16_t kSlow = 128;
     uint16_t fast = 1U << 15;
     uint16_t slow = 1U << 15;
+    uint16_t weight = 2;
     uint32_t chance() const { return (uint32_t{fast} + slow) >> 1; }
     void update(bool bit) {
-        if (bit) {
-            fast -= fast >> 4;
-            slow -= slow >> 7;
-        } else {
-            fast += (65535 - fast) >> 4;
-            slow += (65535 - slow) >> 7;
-        }
+        move(fast, bit, weight < kFast ? weight : kFast);
+        move(slow, bit, weight);
+        if (weight < kSlow) ++weight;
+    }
+
+   private:
+    static void move(uint16_t& estimate, bool bit, uint16_t share) {
+        if (bit)
+            estimate -= estimate / share;
+        else
+            estimate += (65535 - estimate) / share;
     }
 };
 

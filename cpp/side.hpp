@@ -3,8 +3,9 @@
 //   integers, each with a context ─▶ binary decisions with adaptive probabilities ─▶ bytes
 //
 // An integer is a zero flag, a sign, and |v| - 1 in Exp-Golomb form whose prefix and first mantissa bit are adaptive.
-// Probabilities average a fast and a slow estimate. References: Martin 1979 (range coding); the carry-propagating
-// binary coder of LZMA; CABAC (Marpe et al. 2003) for binarization with contexts.
+// Probabilities average a fast and a slow estimate that begin by counting. References: Krichevsky & Trofimov 1981
+// (counts); Martin 1979 (range coding); the carry-propagating binary coder of LZMA; CABAC (Marpe et al. 2003) for
+// binarization with contexts.
 #pragma once
 
 #include <cstddef>

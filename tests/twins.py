@@ -201,21 +201,20 @@ def describe(segments: list[Segment]) -> list[tuple[Array, Array, int, int]]:
 
 
 class Estimate:
-    """Probability that a bit is 0: the mean of two exponential averages."""
+    """Probability that a bit is 0: the mean of two averages, over all bits at first, exponential later."""
 
     def __init__(self) -> None:
         self.fast = self.slow = 1 << 15
+        self.seen = 0
 
     def split(self, width: int) -> int:
         return (width >> 12) * min(max((self.fast + self.slow) >> 5, 1), 4095)
 
     def update(self, bit: int) -> None:
-        if bit:
-            self.fast -= self.fast >> 4
-            self.slow -= self.slow >> 7
-        else:
-            self.fast += (65535 - self.fast) >> 4
-            self.slow += (65535 - self.slow) >> 7
+        fast, slow = min(self.seen + 2, 16), min(self.seen + 2, 128)
+        self.fast += -(self.fast // fast) if bit else (65535 - self.fast) // fast
+        self.slow += -(self.slow // slow) if bit else (65535 - self.slow) // slow
+        self.seen += 1
 
 
 class SideTwin:

@@ -26,10 +26,12 @@ from trueaxis.types import (
 )
 
 if TYPE_CHECKING:
+    from trueaxis.coders import compare_coders
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
     from trueaxis.runtime.load import load, unpack, verify
+    from trueaxis.sweep import sweep
 
 __version__ = version("trueaxis")
 __all__ = [
@@ -41,19 +43,23 @@ __all__ = [
     "Recipe",
     "TensorReport",
     "TrueaxisError",
+    "compare_coders",
     "compress",
     "evaluate",
     "inspect",
     "load",
+    "sweep",
     "unpack",
     "verify",
 ]
 
 _HOMES = {
+    "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
     "evaluate": "trueaxis.evaluation",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
+    "sweep": "trueaxis.sweep",
     "unpack": "trueaxis.runtime.load",
     "verify": "trueaxis.runtime.load",
 }

@@ -32,6 +32,9 @@ def normalize_counts(counts: _Array) -> _Array:
 def count_symbols(classes: int, largest: int, segments: Sequence[_Coded]) -> _Array:
     """uint64 [2, classes, largest + 2] occurrences of |k| = 0..largest and above."""
 
+def table_numbers(classes: int, segment: _Coded) -> _Array:
+    """uint8 [columns, rows]: the table of every index, quantizer · classes + class."""
+
 def stream_bits(tables: TableSet, segments: Sequence[_Coded]) -> float:
     """Ideal code length under the tables, escapes included."""
 

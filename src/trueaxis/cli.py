@@ -42,48 +42,12 @@ def parse_size(text: str) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     from trueaxis import __version__
-    from trueaxis.recipe import NAMED
 
     parser = argparse.ArgumentParser("trueaxis", description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"trueaxis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    compress = commands.add_parser(
-        "compress",
-        help="checkpoint to compressed directory, on target",
-        description="Compress a checkpoint so that the whole file ends at most at the target and within 1 %% below it.",
-    )
-    compress.add_argument(
-        "model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)"
-    )
-    compress.add_argument("out", metavar="OUT", help="directory to create; it appears whole or not at all")
-    target = compress.add_mutually_exclusive_group(required=True)
-    target.add_argument("--bits", type=float, metavar="B", help="bits per parameter of the whole file")
-    target.add_argument(
-        "--size", type=parse_size, metavar="SIZE", help="bytes of the whole file: 900MB, 1.5GB (MB = 10^6)"
-    )
-    compress.add_argument(
-        "--calibration",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="text, or token ids (.npy, integers [sequences, length]);\n"
-        "without it and --statistics: text sampled from the model",
-    )
-    compress.add_argument(
-        "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
-    )
-    compress.add_argument(
-        "--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file"
-    )
-    compress.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
-    compress.add_argument(
-        "--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N"
-    )
-    compress.add_argument("--device", default="cpu", metavar="D", help="torch device for calibration (default cpu)")
-    compress.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
-    compress.set_defaults(run=_compress)
-
+    _add_compress(commands)
     for name, run, text in (
         ("inspect", _inspect, "what a compressed directory holds and what its bytes are spent on"),
         ("verify", _verify, "check every byte and decode every tensor; exit 1 and say what is damaged"),
@@ -92,15 +56,100 @@ def build_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("out", metavar="OUT", help="directory written by 'trueaxis compress'")
         command.set_defaults(run=run)
+    commands.choices["inspect"].add_argument(
+        "--coders", action="store_true",
+        help="also the same indices under Huffman and range coding, and their entropy; needs trueaxis[all]",
+    )  # fmt: skip
     unpack = commands.choices["unpack"]
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
     _add_eval(commands)
+    _add_sweep(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_compress(commands: Any) -> None:
+    command = commands.add_parser(
+        "compress",
+        help="checkpoint to compressed directory, on target",
+        description="Compress a checkpoint so that the whole file ends at most at the target and within 0.3 %% below "
+        "it, or is as small\nas a divergence from the original allows.",
+    )
+    _add_model(command)
+    command.add_argument("out", metavar="OUT", help="directory to create; it appears whole or not at all")
+    target = command.add_mutually_exclusive_group(required=True)
+    target.add_argument("--bits", type=float, metavar="B", help="bits per parameter of the whole file")
+    target.add_argument(
+        "--size", type=parse_size, metavar="SIZE", help="bytes of the whole file: 900MB, 1.5GB (MB = 10^6)"
+    )
+    target.add_argument(
+        "--max-kl", type=float, metavar="NATS", help="largest KL from the original per token of --evaluation"
+    )
+    _add_evaluation(command, required=False)
+    _add_run(command)
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
+    command.set_defaults(run=_compress)
+
+
+def _add_sweep(commands: Any) -> None:
+    text = "compress at several rates and evaluate each: a table, and a plot"
+    command = commands.add_parser("sweep", help=text, description=text)
+    _add_model(command)
+    command.add_argument(
+        "--bits", type=_rates, required=True, metavar="B,B,…", help="rates in bits per parameter: 1,1.5,2,3,4"
+    )
+    _add_evaluation(command, required=True)
+    _add_run(command)
+    command.add_argument("--output", metavar="DIR", help="keep the models, in DIR/1.5bits and so on")
+    command.add_argument("--plot", metavar="FILE", help="draw KL over the rate in a .png or .svg file")
+    command.set_defaults(run=_sweep)
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of rates such as 1,1.5,2") from None
+
+
+def _add_model(command: Any) -> None:
+    command.add_argument(
+        "model", metavar="MODEL", help="directory of a Hugging Face checkpoint (config.json, *.safetensors)"
+    )
+
+
+def _add_evaluation(command: Any, *, required: bool) -> None:
+    command.add_argument(
+        "--evaluation", nargs="+", default=[], required=required, metavar="FILE",
+        help="text, or one .npy of token ids, to measure KL on; apart from the calibration text",
+    )  # fmt: skip
+
+
+def _add_run(command: Any) -> None:
+    """Options of whatever compresses."""
+    from trueaxis.recipe import NAMED
+
+    command.add_argument(
+        "--calibration",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="text, or token ids (.npy, integers [sequences, length]);\n"
+        "without it and --statistics: text sampled from the model",
+    )
+    command.add_argument(
+        "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
+    )
+    command.add_argument("--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
+    command.add_argument(
+        "--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N"
+    )
+    command.add_argument("--device", default="cpu", metavar="D", help="torch device that runs models (default cpu)")
 
 
 def _add_eval(commands: Any) -> None:
@@ -151,8 +200,9 @@ def _compress(options: argparse.Namespace) -> Result:
 
     with _progress_bar() as progress:
         report = trueaxis.compress(
-            options.model, options.out, bits=options.bits, size=options.size, calibration=options.calibration,
-            statistics=options.statistics, recipe=options.recipe, seed=options.seed, threads=options.threads,
+            options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
+            evaluation=options.evaluation, calibration=options.calibration, statistics=options.statistics,
+            recipe=options.recipe, seed=options.seed, threads=options.threads,
             device=options.device, overwrite=options.overwrite, progress=progress,
         )  # fmt: skip
     result = asdict(report)
@@ -164,11 +214,40 @@ def _compress(options: argparse.Namespace) -> Result:
         f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
     )
-    text = "\n".join([text, *(f"note: {note}" for note in report.notes)])
+    found = [] if report.evaluation is None else [f"KL {_kl(report.evaluation)}, at most {options.max_kl:g} asked for"]
+    text = "\n".join([text, *found, *(f"note: {note}" for note in report.notes)])
     return result, text
 
 
+def _kl(found: Any) -> str:
+    """KL and its interval, of an evaluation or a row of a sweep."""
+    interval = f", 95 % interval {found.kl_interval[0]:.5f} to {found.kl_interval[1]:.5f}" if found.kl_interval else ""
+    return f"{found.kl_nats:.5f} nats per token{interval}"
+
+
+def _sweep(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    with _progress_bar() as progress:
+        found = trueaxis.sweep(
+            options.model, bits=options.bits, evaluation=options.evaluation, calibration=options.calibration,
+            statistics=options.statistics, recipe=options.recipe, output=options.output, plot=options.plot,
+            seed=options.seed, threads=options.threads, device=options.device, progress=progress,
+        )  # fmt: skip
+    lines = [
+        f"{options.model}: {found.tokens:,} tokens, prepared in {found.prepare_seconds:.1f} s",
+        f"{'bits':>6} {'bits/param':>10} {'bytes':>15} {'perplexity':>11} {'seconds':>8}  KL",
+    ]
+    lines += [
+        f"{row.bits:6g} {row.bits_per_param:10.4f} {row.file_bytes:15,} {row.perplexity:11.4f} {row.seconds:8.1f}  "
+        f"{_kl(row)}"
+        for row in found.rows
+    ]
+    return asdict(found), "\n".join(lines)
+
+
 def _inspect(options: argparse.Namespace) -> Result:
+    from trueaxis.coders import compare_coders
     from trueaxis.inspection import inspect
 
     found = inspect(options.out)
@@ -187,7 +266,25 @@ def _inspect(options: argparse.Namespace) -> Result:
         )
         shape = "×".join(map(str, tensor["shape"]))
         lines.append(f"{tensor['name']:50} {shape:>16} {tensor['storage']:>10} {figures}")
+    if options.coders:
+        found["coders"] = compare_coders(options.out)
+        lines += _coders(found["coders"])
     return found, "\n".join(lines)
+
+
+def _coders(found: dict[str, Any]) -> list[str]:
+    """The same indices under every coder, in bits per quantized weight."""
+    titles = {
+        "trueaxis_bits": "this file's streams",
+        "range_bits": "range coding (constriction)",
+        "huffman_bits": "Huffman coding (constriction)",
+        "entropy_bits": "Shannon entropy, not a size",
+    }
+    weights = max(found["weights"], 1)
+    return [
+        f"the same {found['weights']:,} indices with the same tables, bits per index:",
+        *(f"  {title:30} {found[key] / weights:.4f}" for key, title in titles.items()),
+    ]
 
 
 def _verify(options: argparse.Namespace) -> Result:
@@ -218,10 +315,7 @@ def _eval(options: argparse.Namespace) -> Result:
         f"{found.tokens:,} tokens"
     ]
     if found.kl_nats is not None:
-        interval = (
-            f", 95 % interval {found.kl_interval[0]:.5f} to {found.kl_interval[1]:.5f}" if found.kl_interval else ""
-        )
-        lines.append(f"KL from {options.reference}: {found.kl_nats:.5f} nats per token{interval}")
+        lines.append(f"KL from {options.reference}: {_kl(found)}")
         lines.append(f"same likeliest token: {found.top1_agreement:.2%}")
     if found.overlap is not None:
         lines.append(f"estimated overlap with the calibration text: {found.overlap:.1%}")

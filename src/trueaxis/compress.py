@@ -1,46 +1,25 @@
-"""The whole journey, read top to bottom.
+"""Compress: a checkpoint to a directory of a size, or of the smallest size that stays close enough to the original.
 
-checkpoint ─▶ calibrate ─▶ align ─▶ function + residual ─▶ quantize ─▶ entropy-code ─▶ container
+checkpoint ─▶ prepare (calibrate ─▶ align ─▶ function + residual ─▶ plans)
+           ─▶ quantize and entropy-code, at the size given or at sizes that are tried ─▶ container
 """
 
 from __future__ import annotations
 
-import base64
-import itertools
-import json
 import math
-import resource
-import sys
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from trueaxis.accounting import tensor_reports
-from trueaxis.align.gauge import ALIGNERS
-from trueaxis.align.network import Alignment, Network
-from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
-from trueaxis.entropy.model import Tables
-from trueaxis.function.none import FUNCTIONS
-from trueaxis.metric.metric import blind_spots
-from trueaxis.metric.sketch import sketch
-from trueaxis.metric.source import obtain_statistics
-from trueaxis.model.checkpoint import Checkpoint, check_finite
-from trueaxis.model.graph import trace
-from trueaxis.parallel import default_threads, ordered_map
-from trueaxis.passes import Job, Passes
+from trueaxis.divergence import ASSUMED_BITS, compress_within
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.parallel import default_threads
+from trueaxis.preparation import prepare
 from trueaxis.progress import Progress, silent
-from trueaxis.quantize.budget import first_c, search
-from trueaxis.quantize.plan import Planner, reference_for
-from trueaxis.recipe import EFFORTS, Recipe
+from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
-from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.load import check_bytes
-from trueaxis.staging import check_free, staged_directory
-from trueaxis.types import CompressionReport, Quantized, TrueaxisError, Weight
-
-REPORT = "trueaxis.json"
+from trueaxis.staging import check_free
+from trueaxis.types import CompressionReport, TrueaxisError
 
 
 def compress(
@@ -49,6 +28,8 @@ def compress(
     *,
     bits: float | None = None,
     size: int | None = None,
+    max_kl: float | None = None,
+    evaluation: Sequence[str | Path] = (),
     calibration: Sequence[str | Path] = (),
     statistics: str | Path | None = None,
     recipe: str | Path | Recipe = "default",
@@ -64,13 +45,15 @@ def compress(
         model: Directory of a Hugging Face checkpoint.
         out: Directory to create.
         bits: Target in bits per parameter of the original, tied parameters once; or
-        size: target in bytes. Exactly one of the two.
+        size: target in bytes; or
+        max_kl: largest KL(original ‖ compressed) in nats per token on `evaluation`. Exactly one of the three.
+        evaluation: For `max_kl`: text files or one .npy of token ids, apart from the calibration text.
         calibration: Token ids (.npy) or text files; without these and `statistics`, text sampled from the model.
         statistics: File of calibration statistics: read if it exists, written otherwise.
         recipe: Name of a recipe, a JSON file, or a Recipe.
         seed: Of every random choice.
         threads: Workers; all processors by default. The result does not depend on it.
-        device: Torch device that runs the model for calibration.
+        device: Torch device that runs the model for calibration and evaluation.
         overwrite: Replace `out` if it is not empty.
         progress: Told of every stage.
 
@@ -84,94 +67,39 @@ def compress(
         >>> trueaxis.compress("llama", "llama-3bit", bits=3, calibration=["text.txt"])   # doctest: +SKIP
     """
     begun = time.perf_counter()
-    chosen, threads = find_recipe(recipe), threads or default_threads()
+    chosen = find_recipe(recipe)
     checkpoint = Checkpoint.open(model)
-    target = _target_bytes(checkpoint, bits, size)
+    target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)
     check_free(Path(out), overwrite)
-    weights = trace(checkpoint)
-    for weight in weights:
-        if weight.role == "exact":
-            check_finite(weight.name, checkpoint.tensor(weight.name))
-    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    network = Network(checkpoint, weights, measured, 8.0 * target, seed)
-    alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
-    exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
-    jobs = _prepare(network, alignment, chosen, threads, progress)
-    calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}
-    header = {
-        "recipe": chosen.to_json(),
-        "sketch": base64.b64encode(sketch(measured.shingles).tobytes()).decode(),
-        "gauge": list(alignment.gauges),
-        "calibration": calibrated,
-    }
+    expected = int(ASSUMED_BITS * checkpoint.parameters / 8) if target is None else target
+    prepared = prepare(
+        checkpoint, chosen, expected, calibration, statistics,
+        seed=seed, threads=threads or default_threads(), device=device, progress=progress,
+    )  # fmt: skip
+    if target is None:
+        files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
+    else:
+        files, found = prepared.fit(target), None
+    return prepared.save(files, Path(out), overwrite, begun, found)
 
-    def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
-        return assemble(checkpoint, matrices, exact, tables, chosen.entropy, header, threads)
 
-    effort = EFFORTS[reference_for(chosen.quantize).effort]
-    passes = Passes(jobs, effort, chosen.entropy, write, threads, progress)
-    fixed = sum(entry.stored_bytes for entry in exact)
-    start = first_c([job.plan for job in jobs], 8.0 * max(target - fixed, 1))
-    best = search(passes, start, sum(job.weight.size for job in jobs), target, fixed, effort.learning_passes)
-    with staged_directory(Path(out), overwrite) as staging:
-        write_files(best, checkpoint, staging)
-        decoder = Decoder(staging, threads)
-        check_bytes(decoder)
-        matrices = [(job.weight, job.aligned, job.metric) for job in jobs]
-        rows = tensor_reports(decoder, checkpoint, matrices, best.tensor_bytes, threads)  # decodes every tensor
-        report = CompressionReport(
-            file_bytes=best.file_bytes,
-            header_bytes=best.header_bytes,
-            copied_bytes=sum(file.stat().st_size for file in checkpoint.files_to_copy()),
-            parameters=checkpoint.parameters,
-            bits_per_param=best.file_bytes * 8 / checkpoint.parameters,
-            seconds=time.perf_counter() - begun,
-            peak_memory_bytes=_peak_memory_bytes(),
-            recipe=chosen.to_json(),
-            recipe_hash=chosen.hash,
-            calibration=calibrated,
-            tensors=rows,
-            notes=blind_spots(weights, measured),
+def _target_bytes(
+    checkpoint: Checkpoint,
+    bits: float | None,
+    size: int | None,
+    max_kl: float | None,
+    evaluation: Sequence[str | Path],
+) -> int | None:
+    """Bytes wanted; None where a divergence is."""
+    if [bits, size, max_kl].count(None) != 2:
+        raise TrueaxisError(
+            "give one target: bits per parameter (--bits), a size (--size), or a largest divergence (--max-kl)"
         )
-        (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
-    return report
-
-
-def _prepare(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
-    """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
-    planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
-    weights = [weight for weight in network.weights if weight.role != "exact"]
-    spaces = [list(group) for _, group in itertools.groupby(weights, lambda weight: weight.space or weight.name)]
-
-    def prepare(group: Sequence[Weight]) -> list[Job]:
-        jobs, moments = [], {}
-        for weight in group:
-            matrix = network.checkpoint.matrix(weight).float()
-            check_finite(weight.name, matrix)
-            metric = network.metric(weight)
-            aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
-            split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
-            jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
-            with lock:
-                progress("prepare", next(done), len(weights))
-        return jobs
-
-    jobs = [job for group in ordered_map(prepare, spaces, threads) for job in group]
-    plans = planner.balanced([job.plan for job in jobs])
-    return [Job(job.weight, job.metric, job.aligned, plan) for job, plan in zip(jobs, plans, strict=True)]
-
-
-def _target_bytes(checkpoint: Checkpoint, bits: float | None, size: int | None) -> int:
-    if (bits is None) == (size is None):
-        raise TrueaxisError("give a target: either bits per parameter (--bits) or a size (--size), not both")
-    if bits is not None:
-        if not (math.isfinite(bits) and bits > 0):
-            raise TrueaxisError(f"bits: expected a positive number, found {bits}")
-        return int(bits * checkpoint.parameters / 8)
-    if not size or size < 0:
+    if (max_kl is None) == bool(evaluation):
+        raise TrueaxisError("--max-kl and --evaluation go together: the divergence is measured on the evaluation text")
+    for name, value in (("bits", bits), ("max_kl", max_kl)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise TrueaxisError(f"{name}: expected a positive number, found {value}")
+    if size is not None and size <= 0:
         raise TrueaxisError(f"size: expected a positive number of bytes, found {size}")
-    return int(size)
-
-
-def _peak_memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(bits * checkpoint.parameters / 8) if bits is not None else size

@@ -25,8 +25,8 @@ from trueaxis.container import Container, is_compressed
 from trueaxis.likelihood import kl_nats, same_choice, target_nats
 from trueaxis.metric.calibrate import check_ids, load_model, load_tokens, split_sequences, tokenize
 from trueaxis.metric.sketch import overlap, sketch
-from trueaxis.metric.source import TEXT_LENGTH
-from trueaxis.metric.statistics import load_statistics
+from trueaxis.metric.source import TEXT_LENGTH, read_tokens
+from trueaxis.metric.statistics import Statistics, load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
 from trueaxis.runtime.load import load
@@ -88,10 +88,37 @@ def evaluate(
     """
     ids = _read_ids(path, text, tokens)
     share = _check_overlap(path, ids, statistics, allow_overlap)
+    if reference is not None:
+        return Comparison(reference, ids, device, progress)(path, share)
     model = _load(path, device)
-    other = None if reference is None else _load(reference, device)
     check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
-    return summarize(score_sequences(model, other, ids, progress), share)
+    return summarize(score_sequences(model, None, ids, progress), share)
+
+
+class Comparison:
+    """Any number of models against one reference on one text.
+
+    Args:
+        reference: Directory of the model to compare with, usually the original.
+        tokens: Token ids, integers [sequences, length].
+        device: Torch device that runs the models.
+        progress: Told after every batch.
+    """
+
+    def __init__(self, reference: str | Path, tokens: Array, device: str, progress: Progress = silent) -> None:
+        self._reference, self._tokens = _load(reference, device), tokens
+        self._device, self._progress = device, progress
+
+    def __call__(self, path: str | Path, share: float | None = None) -> Evaluation:
+        """The model of a directory; `share` is the estimated overlap of the text with its calibration text.
+
+        Raises:
+            CalibrationError: The tokens do not fit the model.
+            FormatError, CheckpointError: The directory cannot be loaded.
+        """
+        model = _load(path, self._device)
+        check_ids(self._tokens, model.get_input_embeddings().weight.shape[0], path)
+        return summarize(score_sequences(model, self._reference, self._tokens, self._progress), share)
 
 
 def score_sequences(model: Any, reference: Any | None, tokens: Array, progress: Progress = silent) -> SequenceScores:
@@ -169,6 +196,36 @@ def _read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path |
     if ids.ndim == 2 and ids.shape[1] < 2:
         raise CalibrationError(f"token ids: sequences of {ids.shape[1]} tokens predict nothing; give at least 2")
     return ids
+
+
+def read_evaluation(directory: str | Path, files: Sequence[str | Path]) -> Array:
+    """Token ids [sequences, length] of text files, or of one .npy file.
+
+    Args:
+        directory: Of the model whose tokenizer reads the text.
+        files: As of `--evaluation`.
+
+    Raises:
+        CalibrationError: Arrays of several lengths, or nothing to predict.
+    """
+    parts = read_tokens(directory, files)
+    if len(parts) != 1:
+        raise CalibrationError("give evaluation text as text files, or as one .npy file of token ids (--evaluation)")
+    return _read_ids(directory, (), parts[0])
+
+
+def require_unseen(tokens: Array, statistics: Statistics) -> None:
+    """Refuses text to evaluate on of which more than 1 % was calibrated on.
+
+    Raises:
+        CalibrationError: Says how much of it.
+    """
+    share = overlap(tokens, statistics.shingles)
+    if share > STATISTICS_LIMIT:
+        raise CalibrationError(
+            f"about {share:.1%} of the evaluation text was calibrated on, at most {STATISTICS_LIMIT:.0%} may be; "
+            "evaluate on other text"
+        )
 
 
 def _check_overlap(path: str | Path, ids: Array, statistics: str | Path | None, allowed: bool) -> float | None:

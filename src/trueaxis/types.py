@@ -232,7 +232,7 @@ class CompressionReport:
     """Result of one compression; `file_bytes` is real: every *.safetensors file and their index,
     plus the growth of config.json. `header_bytes` of it belong to no tensor. `calibration` says what was calibrated
     on: "source" ("text" or "sampled" from the model) and "tokens". `notes` are sentences on what calibration could not
-    see: modules without a metric, experts without tokens."""
+    see: modules without a metric, experts without tokens. `evaluation` is there where a divergence was the target."""
 
     file_bytes: int
     header_bytes: int
@@ -246,6 +246,7 @@ class CompressionReport:
     calibration: dict[str, Any]
     tensors: tuple[TensorReport, ...] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
+    evaluation: Evaluation | None = None
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import numpy as np
 from trueaxis.quantize.plan import Plan
 from trueaxis.types import TrueaxisError
 
-AIM = 0.997  # of the target; what the search heads for
-ENOUGH = 0.992  # of the target; less than this is searched on
+AIM = 0.9985  # of the target; what the search heads for
+ENOUGH = 0.997  # of the target; less than this is searched on
 PASSES = 14
+NARROW = 2.0**-11  # octaves of c: where the sizes at both ends of less than this miss, the tensors are too small to hit
 LEARNING_PASSES = 2  # what passes learn changes the size by less than 0.03 % after so many
 WIDEST = 20.0  # octaves of c above the first guess at which everything is zero
 
@@ -79,6 +80,11 @@ class _Search(Generic[P]):
             self.slope = found if found < 0 else self.slope
         self.history.append((position, size))
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a finer c cannot be told from those tried."""
+        return self.above is not None and self.below is not None and 0 < self.below[0] - self.above[0] < NARROW
+
     def next(self) -> float:
         position, size = self.history[-1]
         step = (self.target * AIM - size) / self.slope
@@ -121,6 +127,8 @@ def search(
             return result
         if number < learning_passes:
             state.best = state.above = state.below = None
+        if state.is_narrow:
+            break
         position = state.next()
         if position > first + WIDEST:
             break

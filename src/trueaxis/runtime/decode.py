@@ -15,7 +15,13 @@ import numpy as np
 
 from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
-from trueaxis.entropy.stream import ResidualHeader, decode_shared_values, decode_values
+from trueaxis.entropy.stream import (
+    ResidualHeader,
+    decode_indices,
+    decode_shared,
+    decode_shared_values,
+    decode_values,
+)
 from trueaxis.header import TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
@@ -122,6 +128,34 @@ class Decoder:
             return [part.header() for part in parts]
         except FormatError as error:
             raise FormatError(f"{name}: {error}") from error
+
+    @property
+    def tables(self) -> Tables:
+        """The model's tables.
+
+        Raises:
+            FormatError: The file holds none, because nothing in it is quantized.
+        """
+        if self._tables is None:
+            raise FormatError(f"{self.container.path}: the file holds no tables")
+        return self._tables
+
+    def coded_groups(self) -> Iterator[tuple[int, list[tuple[str, ResidualHeader, Array]]]]:
+        """Matrices that are coded together: bytes of their streams, and (tensor, header, k [n, m] in file order).
+
+        Raises:
+            FormatError: A stream does not decode.
+        """
+        for number, members in enumerate(self._members):
+            headers = [self.residuals(name)[index] for name, index in members]
+            indices = decode_shared(self._shared[number], headers, self.tables)
+            names = [name for name, _ in members]
+            yield len(self._shared[number]), list(zip(names, headers, indices, strict=True))
+        for name in self.names():
+            for header in self.residuals(name):
+                if header.shared is None:
+                    size = sum(len(data) for pair in header.streams for data in pair)
+                    yield size, [(name, header, decode_indices(header, self.tables))]
 
     def main_record(self, info: TensorInfo) -> Record:
         """The record that says how a tensor is stored, the last one.

@@ -1,0 +1,199 @@
+"""Preparation: all that is done once for a checkpoint, whatever the size of the file; then files of any size.
+
+checkpoint ─▶ calibrate ─▶ align ─▶ function + residual ─▶ plans = Prepared
+Prepared ─▶ quantize and entropy-code at a size ─▶ files in memory ─▶ directory, verified, and its report
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import resource
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trueaxis.accounting import tensor_reports
+from trueaxis.align.gauge import ALIGNERS
+from trueaxis.align.network import Alignment, Network
+from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
+from trueaxis.container import Entry
+from trueaxis.entropy.model import Tables
+from trueaxis.function.none import FUNCTIONS
+from trueaxis.metric.metric import blind_spots
+from trueaxis.metric.sketch import sketch
+from trueaxis.metric.source import obtain_statistics
+from trueaxis.metric.statistics import Statistics
+from trueaxis.model.checkpoint import Checkpoint, check_finite
+from trueaxis.model.graph import trace
+from trueaxis.parallel import ordered_map
+from trueaxis.passes import Job, Passes
+from trueaxis.progress import Progress
+from trueaxis.quantize.budget import first_c, search
+from trueaxis.quantize.plan import Planner, reference_for
+from trueaxis.recipe import EFFORTS, Recipe
+from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.load import check_bytes
+from trueaxis.staging import staged_directory
+from trueaxis.types import CompressionReport, Evaluation, Quantized, Weight
+
+REPORT = "trueaxis.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A checkpoint measured, aligned and planned; `fit` and `save` do the rest, as often as is wanted.
+
+    Attributes:
+        checkpoint: The original.
+        recipe: What it was prepared by.
+        statistics: Of the calibration text.
+        weights: Every tensor, exact ones too.
+        jobs: Matrices with their plans.
+        exact: Tensors kept as they are.
+        header: Facts for the header of the file.
+        threads: Workers; the bytes do not depend on it.
+        progress: Told of every pass.
+    """
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    statistics: Statistics
+    weights: Sequence[Weight]
+    jobs: Sequence[Job]
+    exact: Sequence[Entry]
+    header: Mapping[str, Any]
+    threads: int
+    progress: Progress
+
+    def fit(self, target: int) -> Assembled:
+        """The files at a size.
+
+        Args:
+            target: Bytes, not to exceed.
+
+        Raises:
+            TrueaxisError: Norms, headers and side information alone take more.
+        """
+
+        def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
+            stage = self.recipe.entropy
+            return assemble(self.checkpoint, matrices, self.exact, tables, stage, self.header, self.threads)
+
+        effort = EFFORTS[reference_for(self.recipe.quantize).effort]
+        passes = Passes(self.jobs, effort, self.recipe.entropy, write, self.threads, self.progress)
+        fixed = sum(entry.stored_bytes for entry in self.exact)
+        start = first_c([job.plan for job in self.jobs], 8.0 * max(target - fixed, 1))
+        size = sum(job.weight.size for job in self.jobs)
+        return search(passes, start, size, target, fixed, effort.learning_passes)
+
+    def save(
+        self, files: Assembled, out: Path, overwrite: bool, begun: float, evaluation: Evaluation | None = None
+    ) -> CompressionReport:
+        """Writes and verifies the files; `out` appears whole or not at all.
+
+        Args:
+            files: From `fit`.
+            out: Directory to create.
+            overwrite: Replace `out` if it is not empty.
+            begun: `time.perf_counter()` when the compression began, for the report.
+            evaluation: What is known of the files on text, for the report.
+        """
+        with staged_directory(out, overwrite) as staging:
+            write_files(files, self.checkpoint, staging)
+            decoder = Decoder(staging, self.threads)
+            check_bytes(decoder)
+            matrices = [(job.weight, job.aligned, job.metric) for job in self.jobs]
+            # decodes every tensor
+            rows = tensor_reports(decoder, self.checkpoint, matrices, files.tensor_bytes, self.threads)
+            report = CompressionReport(
+                file_bytes=files.file_bytes,
+                header_bytes=files.header_bytes,
+                copied_bytes=sum(file.stat().st_size for file in self.checkpoint.files_to_copy()),
+                parameters=self.checkpoint.parameters,
+                bits_per_param=files.file_bytes * 8 / self.checkpoint.parameters,
+                seconds=time.perf_counter() - begun,
+                peak_memory_bytes=_peak_memory_bytes(),
+                recipe=self.recipe.to_json(),
+                recipe_hash=self.recipe.hash,
+                calibration=self.header["calibration"],
+                tensors=rows,
+                notes=blind_spots(self.weights, self.statistics),
+                evaluation=evaluation,
+            )
+            (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
+        return report
+
+
+def prepare(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    expected: int,
+    calibration: Sequence[str | Path],
+    statistics: str | Path | None,
+    *,
+    seed: int,
+    threads: int,
+    device: str,
+    progress: Progress,
+) -> Prepared:
+    """Calibrates, aligns and plans.
+
+    Args:
+        checkpoint: The original.
+        recipe: The stages.
+        expected: Bytes of the file, about: axes are judged at that rate.
+        calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
+
+    Raises:
+        TrueaxisError: Bad input, by name.
+    """
+    weights = trace(checkpoint)
+    for weight in weights:
+        if weight.role == "exact":
+            check_finite(weight.name, checkpoint.tensor(weight.name))
+    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
+    network = Network(checkpoint, weights, measured, 8.0 * expected, seed)
+    alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
+    exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
+    jobs = _jobs(network, alignment, recipe, threads, progress)
+    header = {
+        "recipe": recipe.to_json(),
+        "sketch": base64.b64encode(sketch(measured.shingles).tobytes()).decode(),
+        "gauge": list(alignment.gauges),
+        "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
+    }
+    return Prepared(checkpoint, recipe, measured, weights, jobs, exact, header, threads, progress)
+
+
+def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
+    """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
+    planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
+    weights = [weight for weight in network.weights if weight.role != "exact"]
+    spaces = [list(group) for _, group in itertools.groupby(weights, lambda weight: weight.space or weight.name)]
+
+    def prepared(group: Sequence[Weight]) -> list[Job]:
+        jobs, moments = [], {}
+        for weight in group:
+            matrix = network.checkpoint.matrix(weight).float()
+            check_finite(weight.name, matrix)
+            metric = network.metric(weight)
+            aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
+            split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
+            jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
+            with lock:
+                progress("prepare", next(done), len(weights))
+        return jobs
+
+    jobs = [job for group in ordered_map(prepared, spaces, threads) for job in group]
+    plans = planner.balanced([job.plan for job in jobs])
+    return [Job(job.weight, job.metric, job.aligned, plan) for job, plan in zip(jobs, plans, strict=True)]
+
+
+def _peak_memory_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
