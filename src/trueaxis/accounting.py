@@ -10,6 +10,7 @@ import numpy as np
 from trueaxis.metric.metric import distance, fold_norm, limit_bits
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.transforms import undone
 from trueaxis.types import Aligned, Array, Metric, TensorReport, Weight
 
 
@@ -47,7 +48,7 @@ def tensor_reports(
             original = checkpoint.matrix(weight).float().numpy()
             decoded = found if weight.slice is None else found[weight.slice]
             decoded = (decoded.T if weight.transposed else decoded).float().numpy()
-            own = distance(decoded - aligned.weight, aligned.metric)
+            own = distance(undone(decoded, aligned.transforms) - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
             limit += original_limit_bits(checkpoint, weight, original, metric, own) * weight.size / size
         limit = limit if math.isfinite(limit) else bits

@@ -95,6 +95,7 @@ def compress(
     alignment = ALIGNERS[type(chosen.align)](chosen.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _prepare(network, alignment, chosen, progress)
+    transforms = {job.weight.name: job.aligned.transforms for job in jobs}
     calibrated = {"source": measured.source, "tokens": int(measured.token_counts.sum())}
     header = {
         "recipe": chosen.to_json(),
@@ -104,7 +105,7 @@ def compress(
     }
 
     def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
-        return assemble(checkpoint, matrices, exact, tables, chosen.entropy, header, threads)
+        return assemble(checkpoint, matrices, exact, tables, chosen.entropy, header, threads, transforms)
 
     effort = EFFORTS[reference_for(chosen.quantize).effort]
     passes = Passes(jobs, effort, chosen.entropy, write, threads, progress)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from trueaxis.align.network import Alignment, Change, Network
-from trueaxis.align.symmetry import SYMMETRIES, Part
-from trueaxis.metric.running import forward, load_model
+from trueaxis.align.part import Part
+from trueaxis.align.symmetry import SYMMETRIES
+from trueaxis.metric.running import load_model
+from trueaxis.metric.sensitivity import change_of, read_output
 from trueaxis.model.architecture import locate, parameter
 from trueaxis.recipe import Gauge, Identity
 
@@ -66,17 +68,16 @@ def _is_exact(network: Network, parts: Sequence[Part]) -> bool:
 
 
 def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
-    """KL(original ‖ gauged) per token."""
+    """KL(original ‖ gauged) per token; relative squared error of the output where that is no distribution."""
     import torch
 
     counts = network.statistics.token_counts.astype(np.float64) + 0.5
     generator = np.random.default_rng(network.seed)
     ids = torch.from_numpy(generator.choice(counts.size, CHECK_TOKENS, p=counts / counts.sum()))
     with torch.inference_mode():
-        expected = forward(load_model(network.checkpoint), ids).logits
-        found = forward(_gauged_model(network, _joined(parts)), ids).logits
-        log_p, log_q = (logits.double().log_softmax(-1) for logits in (expected, found))
-        return float((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+        expected = read_output(load_model(network.checkpoint), ids)
+        found = read_output(_gauged_model(network, _joined(parts)), ids)
+        return change_of(expected, found, ids.numel()) / ids.numel()
 
 
 def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:
@@ -93,5 +94,5 @@ def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:
     for name, change in changes.items():
         found = places.get(name, biases.get(name))
         found = parameter(model, name) if found is None else found
-        found.copy_(torch.from_numpy(change.tensor(found.double().numpy())))
+        found.copy_(torch.from_numpy(change.loaded(found.double().numpy())))
     return model

@@ -81,7 +81,7 @@ def measure_sensitivities(
         model = load_model(checkpoint).to(device)
         _untie(model, places)
         batches = [ids.to(device) for ids in split_sequences(sample)]
-        reference = [_read(model, ids) for ids in batches]
+        reference = [read_output(model, ids) for ids in batches]
         for index, (key, members) in enumerate(uses.items()):
             noise = [_disturbance(model, places, use, use.metric(statistics), noise_share, seed) for use in members]
             rises[key] = _rise(model, noise, batches, reference)
@@ -135,8 +135,8 @@ class _Disturbance(NamedTuple):
     distance: float
 
 
-class _Output(NamedTuple):
-    """Output for one batch: logits over the vocabulary, or hidden states and whatever else there is instead."""
+class Output(NamedTuple):
+    """What a model says of one batch: logits over the vocabulary, or hidden states and all else there is instead."""
 
     logits: torch.Tensor | None
     states: tuple[torch.Tensor, ...]
@@ -196,7 +196,7 @@ def _noise(weight: Array, metric: Metric, share: float, stream: tuple[int, str])
 
 
 def _rise(
-    model: Any, noise: Sequence[_Disturbance], batches: Sequence[torch.Tensor], reference: Sequence[_Output]
+    model: Any, noise: Sequence[_Disturbance], batches: Sequence[torch.Tensor], reference: Sequence[Output]
 ) -> float:
     """Mean change of the output per token, over both signs, per unit of the noise's D; 0 for no noise."""
     distance_sum = sum(one.distance for one in noise)
@@ -208,22 +208,23 @@ def _rise(
             for one in noise:
                 stack.enter_context(_disturbed(one.parameter, sign * one.error))
             for ids, expected in zip(batches, reference, strict=True):
-                total += _change(expected, _read(model, ids), ids.numel())
+                total += change_of(expected, read_output(model, ids), ids.numel())
     return total / (2 * sum(ids.numel() for ids in batches)) / distance_sum
 
 
-def _read(model: Any, ids: torch.Tensor) -> _Output:
+def read_output(model: Any, ids: torch.Tensor) -> Output:
+    """Output of the whole model for ids [sequences, length]."""
     output = forward(model, ids)
     logits = getattr(output, "logits", None)
     logits = getattr(output, "prediction_logits", None) if logits is None else logits
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", None)
     if logits is not None and logits.ndim == 3 and logits.shape[-1] == vocabulary:
-        return _Output(logits, ())
+        return Output(logits, ())
     found = [value for value in dict(output).values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
-    return _Output(None, tuple(found))
+    return Output(None, tuple(found))
 
 
-def _change(expected: _Output, found: _Output, tokens: int) -> float:
+def change_of(expected: Output, found: Output, tokens: int) -> float:
     """Σ over tokens of the KL in nats; without logits, tokens · Σ over outputs of |found − expected|² / |expected|²."""
     if expected.logits is not None and found.logits is not None:
         return float(kl_nats(expected.logits, found.logits, torch.float64).sum())
