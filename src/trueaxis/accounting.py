@@ -11,6 +11,7 @@ from trueaxis.metric.metric import distance, fold_norm, limit_bits, spectrum
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import ordered_map
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.transforms import undone
 from trueaxis.types import Aligned, Array, Metric, TensorReport, Weight
 
 Member = tuple[Weight, Aligned, Metric]
@@ -55,7 +56,7 @@ def tensor_reports(
             original = checkpoint.matrix(weight).float().numpy()
             decoded = found if weight.slice is None else found[weight.slice]
             decoded = (decoded.T if weight.transposed else decoded).float().numpy()
-            own = distance(decoded - aligned.weight, aligned.metric)
+            own = distance(undone(decoded, aligned.transforms) - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
             eigenvalues = spectra.get((weight.space, weight.norm))
             limit += original_limit_bits(checkpoint, weight, original, metric, own, eigenvalues) * weight.size / size

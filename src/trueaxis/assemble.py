@@ -87,6 +87,7 @@ def assemble(
     stage: Coder,
     header: Mapping[str, Any],
     threads: int = 1,
+    transforms: Mapping[str, Sequence[bytes]] | None = None,
 ) -> Assembled:
     """All files of the compressed model, in memory.
 
@@ -98,6 +99,7 @@ def assemble(
         stage: Lanes and chaining.
         header: Facts of the model for its header.
         threads: Matrices encoded side by side; the bytes do not depend on it.
+        transforms: Name of a matrix → payloads of the transforms that lead back from its coordinates.
     """
     groups = _shared_groups(matrices, stage)
     number_of = {weight.name: number for number, group in enumerate(groups) for weight, _ in group}
@@ -111,7 +113,9 @@ def assemble(
     )
     records: dict[str, list[Record]] = {}
     for (weight, _), payload in zip(matrices, payloads, strict=True):
-        records.setdefault(weight.tensor, []).extend(matrix_records(payload, weight.slice, weight.transposed))
+        records.setdefault(weight.tensor, []).extend(
+            matrix_records(payload, weight.slice, weight.transposed, (transforms or {}).get(weight.name, ()))
+        )
     entries = [
         Entry(name, checkpoint.entries[name].shape, checkpoint.entries[name].dtype, tuple(found))
         for name, found in records.items()

@@ -81,9 +81,11 @@ class Prepared:
             TrueaxisError: Norms, headers and side information alone take more.
         """
 
+        transforms = {job.weight.name: job.aligned.transforms for job in self.jobs}
+
         def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
             stage = self.recipe.entropy
-            return assemble(self.checkpoint, matrices, self.exact, tables, stage, self.header, self.threads)
+            return assemble(self.checkpoint, matrices, self.exact, tables, stage, self.header, self.threads, transforms)
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
         passes = Passes(self.jobs, effort, self.recipe.entropy, write, self.threads, self.progress)

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 import trueaxis
+from families import CASES, VOCABULARY, build, output_of, save_tokens
 from trueaxis.header import TensorInfo
 from trueaxis.inspection import inspect
 from trueaxis.metric.calibrate import calibrate
@@ -31,84 +30,10 @@ from trueaxis.runtime.matrices import matrices as parse
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.types import CheckpointError, FormatError, Weight
 
-VOCABULARY = 96
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 64,
-    "initializer_range": 0.1, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
-MIXTURE = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.1}
-SLIDING = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}
-OPT = {"ffn_dim": 64, "word_embed_proj_dim": 48, "init_std": 0.1}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A tiny model: its transformers class, what its configuration has beside SIZES, and what has to stay exact."""
-
-    cls: str
-    config: dict[str, Any] = field(default_factory=dict)
-    exact: tuple[str, ...] = ()
-
-
-CASES = {
-    "llama": Case("LlamaForCausalLM"),
-    "mistral": Case("MistralForCausalLM", {"sliding_window": 16}),
-    "qwen2": Case("Qwen2ForCausalLM", exact=("model.layers.1.self_attn.q_proj.bias",)),
-    "qwen3": Case("Qwen3ForCausalLM", {"tie_word_embeddings": True}, ("model.layers.0.self_attn.q_norm.weight",)),
-    "mixtral": Case("MixtralForCausalLM", {"num_local_experts": 5, "num_experts_per_tok": 2}),
-    "qwen2_moe": Case("Qwen2MoeForCausalLM", {**MIXTURE, "shared_expert_intermediate_size": 40}),
-    "qwen3_moe": Case("Qwen3MoeForCausalLM", {**MIXTURE, "mlp_only_layers": [0]}),
-    "gemma2": Case("Gemma2ForCausalLM", SLIDING),
-    "gemma3_text": Case("Gemma3ForCausalLM", SLIDING),
-    "phi": Case("PhiForCausalLM", exact=("lm_head.bias", "model.layers.0.mlp.fc1.bias")),
-    "phi3": Case("Phi3ForCausalLM"),
-    "gpt2": Case("GPT2LMHeadModel", GPT2, ("transformer.wpe.weight", "transformer.h.0.attn.c_attn.bias")),
-    "gpt_neox": Case("GPTNeoXForCausalLM"),
-    "opt": Case("OPTForCausalLM", OPT, ("model.decoder.embed_positions.weight",)),
-    "bert": Case("BertModel", {}, ("embeddings.position_embeddings.weight", "embeddings.token_type_embeddings.weight")),
-    # Variants of these families.
-    "opt, post-norm": Case("OPTForCausalLM", {**OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 32}),
-    "bert with heads": Case("BertForPreTraining"),
-    "gpt2 without a head": Case("GPT2Model", GPT2),
-    # No table: found in the model itself.
-    "olmo2": Case("Olmo2ForCausalLM"),
-    "gpt_oss": Case("GptOssForCausalLM", {"num_local_experts": 4, "num_experts_per_tok": 2}),
-    "mamba": Case("MambaForCausalLM", {"state_size": 4}, ("backbone.layers.0.mixer.A_log",)),
-    "t5": Case("T5ForConditionalGeneration", {"d_model": 48, "d_ff": 64, "num_layers": 2, "num_heads": 4, "d_kv": 12}),
-}  # fmt: skip
-
-
-def _build(case: Case) -> Any:
-    """The model, with norms and biases that are not ones and zeros."""
-    cls = getattr(transformers, case.cls)
-    sizes = {} if case.config is GPT2 else SIZES
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        model = cls(cls.config_class(**{**sizes, **case.config}))
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += 0.2 * torch.randn_like(parameter)
-    return model.eval()
-
-
-def _output(model: Any) -> torch.Tensor:
-    ids = (torch.arange(48) * 7 % VOCABULARY).reshape(2, 24)
-    more = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
-    with torch.inference_mode():
-        output = model(input_ids=ids, **more)
-    return next(iter(output.values()))  # logits, or the last hidden state
-
-
-def _tokens(directory: Path) -> Path:
-    np.save(directory / "tokens.npy", np.random.default_rng(3).integers(0, VOCABULARY, (32, 32)).astype(np.uint16))
-    return directory / "tokens.npy"
-
 
 def _compress(original: Path, directory: Path, bits: float = 8) -> tuple[trueaxis.CompressionReport, Statistics]:
     report = trueaxis.compress(
-        original, directory / "out", bits=bits, calibration=[_tokens(directory)],
+        original, directory / "out", bits=bits, calibration=[save_tokens(directory)],
         statistics=directory / "statistics.safetensors",
     )  # fmt: skip
     return report, load_statistics(directory / "statistics.safetensors")
@@ -121,15 +46,15 @@ def test_every_family_has_a_case() -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_compress_load_unpack(name: str, tmp_path: Path) -> None:
     case = CASES[name]
-    model = _build(case)
+    model = build(case)
     model.save_pretrained(tmp_path / "original")
     report, statistics = _compress(tmp_path / "original", tmp_path)
     trueaxis.verify(tmp_path / "out")
     loaded = trueaxis.load(tmp_path / "out")
     assert type(loaded) is type(model)
     trueaxis.unpack(tmp_path / "out", tmp_path / "plain")
-    found, expected = _output(loaded), _output(model)
-    assert torch.equal(found, _output(type(model).from_pretrained(tmp_path / "plain")))
+    found, expected = output_of(loaded), output_of(model)
+    assert torch.equal(found, output_of(type(model).from_pretrained(tmp_path / "plain")))
     error = torch.linalg.vector_norm(found - expected) / torch.linalg.vector_norm(expected)
     assert 0 < error < 0.05
 
@@ -154,9 +79,9 @@ def test_compress_load_unpack(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_metrics_are_those_of_a_plain_forward_pass(name: str, tmp_path: Path) -> None:
-    model = _build(CASES[name])
+    model = build(CASES[name])
     model.save_pretrained(tmp_path)
-    checkpoint, ids = Checkpoint.open(tmp_path), np.load(_tokens(tmp_path))
+    checkpoint, ids = Checkpoint.open(tmp_path), np.load(save_tokens(tmp_path))
     statistics, places, weights = calibrate(checkpoint, ids, seed=0), route(checkpoint), trace(checkpoint)
     spaces = {space: module for heard in (*places.inside, places.outside) for space, module in heard.spaces.items()}
     experts = {name: module for heard in (*places.inside, places.outside) for name, module in heard.experts.items()}
@@ -209,7 +134,7 @@ def _expert_rows(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_norms_are_what_the_tables_say(name: str, tmp_path: Path) -> None:
-    model = _build(CASES[name])
+    model = build(CASES[name])
     model.save_pretrained(tmp_path)
     checkpoint, places = Checkpoint.open(tmp_path), route(Checkpoint.open(tmp_path))
     family = family_of(checkpoint.config)
@@ -226,7 +151,7 @@ def test_norms_are_what_the_tables_say(name: str, tmp_path: Path) -> None:
     names = {module: name for name, module in model.named_modules()}
     for module in model.modules():
         module.register_forward_hook(lambda m, args, output: keep(m, args, output) if args else None)
-    _output(model)
+    output_of(model)
     for weight in reads:
         norm = (weight.norm or "").removesuffix(".weight")
         read, output = seen[f"{names[submodule(model, norm)]}.in"], seen[names[submodule(model, norm)]]
@@ -244,7 +169,7 @@ def test_norms_are_what_the_tables_say(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
 def test_an_expert_that_is_never_chosen(name: str, tmp_path: Path) -> None:
-    model = _build(CASES[name])
+    model = build(CASES[name])
     router = model.model.layers[1].mlp.gate.weight
     router.data[2:4] = -router.data[:2]  # of two opposite numbers one is positive: two such pairs beat a zero
     router.data[4] = 0
@@ -262,11 +187,11 @@ def test_an_expert_that_is_never_chosen(name: str, tmp_path: Path) -> None:
     lost = {row.name: row.relative_distortion for row in report.tensors if f"{experts}.4." in row.name}
     assert len(lost) == 3
     assert all(0 < value < 0.01 for value in lost.values())
-    assert torch.isfinite(_output(trueaxis.load(tmp_path / "out"))).all()
+    assert torch.isfinite(output_of(trueaxis.load(tmp_path / "out"))).all()
 
 
 def test_a_model_that_cannot_be_run(tmp_path: Path) -> None:
-    _build(CASES["mixtral"]).save_pretrained(tmp_path / "original")
+    build(CASES["mixtral"]).save_pretrained(tmp_path / "original")
     config = json.loads((tmp_path / "original/config.json").read_text())
     changes = {"model_type": "unheard-of", "architectures": ["UnheardOfForCausalLM"]}
     (tmp_path / "original/config.json").write_text(json.dumps({**config, **changes}))
@@ -287,7 +212,7 @@ def test_a_model_that_cannot_be_run(tmp_path: Path) -> None:
 
 
 def test_a_missing_expert(tmp_path: Path) -> None:
-    _build(CASES["mixtral"]).save_pretrained(tmp_path)
+    build(CASES["mixtral"]).save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.1.block_sparse_moe.experts.3.w2.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -297,7 +222,7 @@ def test_a_missing_expert(tmp_path: Path) -> None:
 
 def test_names_of_old_files(tmp_path: Path) -> None:
     """GPT-2 without the prefix and with its masks; BERT whose norms have a gamma."""
-    model = _build(CASES["gpt2"])
+    model = build(CASES["gpt2"])
     model.save_pretrained(tmp_path / "gpt2")
     tensors = load_file(tmp_path / "gpt2/model.safetensors")
     old = {name.removeprefix("transformer."): value for name, value in tensors.items()}
@@ -305,10 +230,10 @@ def test_names_of_old_files(tmp_path: Path) -> None:
     save_file(old, tmp_path / "gpt2/model.safetensors", metadata={"format": "pt"})
     report, _ = _compress(tmp_path / "gpt2", tmp_path)
     assert report.parameters == sum(value.numel() for value in tensors.values())
-    found, expected = _output(trueaxis.load(tmp_path / "out")), _output(model)
+    found, expected = output_of(trueaxis.load(tmp_path / "out")), output_of(model)
     assert torch.linalg.vector_norm(found - expected) < 0.05 * torch.linalg.vector_norm(expected)
 
-    _build(CASES["bert"]).save_pretrained(tmp_path / "bert")
+    build(CASES["bert"]).save_pretrained(tmp_path / "bert")
     tensors = load_file(tmp_path / "bert/model.safetensors")
     old = {f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma"): value for name, value in tensors.items()}
     save_file(old, tmp_path / "bert/model.safetensors", metadata={"format": "pt"})
@@ -338,6 +263,7 @@ def test_slices_decode_to_their_places(tmp_path: Path) -> None:
 
 
 RESIDUAL = Record(RecordType.RESIDUAL, b"r")
+REFLECTED = Record(RecordType.TRANSFORM, b"\1\1")
 TURN = Record(RecordType.TRANSFORM, b"\0")
 
 
@@ -348,9 +274,14 @@ def _slice(index: int) -> Record:
 @pytest.mark.parametrize(
     ("shape", "records", "message"),
     [
-        ((4, 5), [Record(RecordType.TRANSFORM, b"\1"), RESIDUAL], "transform of kind 01 is unknown"),
+        ((4, 5), [Record(RecordType.TRANSFORM, b"\2"), RESIDUAL], "transform of kind 02 is unknown"),
+        ((4, 5), [Record(RecordType.TRANSFORM, b"\1"), RESIDUAL], "transform 01 is damaged"),
+        ((4, 5), [Record(RecordType.TRANSFORM, b"\1\4"), RESIDUAL], "transform 0104 is damaged"),
+        ((4, 5), [REFLECTED, REFLECTED, RESIDUAL], "transform 0101 is damaged or out of place"),
+        ((4, 5), [REFLECTED, TURN, RESIDUAL], "transform 00 is damaged or out of place"),
+        ((4, 5), [REFLECTED], "0 matrices do not make"),
         ((4, 5), [Record(RecordType.TRANSFORM, b""), RESIDUAL], "transform of kind none is unknown"),
-        ((4, 5), [TURN, TURN, RESIDUAL], "record type 16 is out of place"),
+        ((4, 5), [TURN, TURN, RESIDUAL], "transform 00 is damaged or out of place"),
         ((4, 5), [TURN], r"0 matrices do not make a tensor \[4, 5\]"),
         ((4, 5), [], "0 matrices do not make"),
         ((4, 5), [RESIDUAL, RESIDUAL], "record type 18 is out of place"),

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from trueaxis.align.network import Alignment, Change, Network
-from trueaxis.align.symmetry import SYMMETRIES, Part
-from trueaxis.likelihood import kl_nats
+from trueaxis.align.part import Part
+from trueaxis.align.symmetry import SYMMETRIES
 from trueaxis.metric.running import forward, load_model
+from trueaxis.metric.sensitivity import Output, Reference
 from trueaxis.model.architecture import locate, parameter
 from trueaxis.recipe import Gauge, Identity
 
@@ -67,19 +68,16 @@ def _is_exact(network: Network, parts: Sequence[Part]) -> bool:
 
 
 def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
-    """KL(original ‖ gauged) per token; relative squared error of the final states where there are no logits."""
+    """KL(original ‖ gauged) per token; relative squared error of the output where that is no distribution."""
     import torch
 
     counts = network.statistics.token_counts.astype(np.float64) + 0.5
     generator = np.random.default_rng(network.seed)
     ids = torch.from_numpy(generator.choice(counts.size, CHECK_TOKENS, p=counts / counts.sum()))
     with torch.inference_mode():
-        expected = forward(load_model(network.checkpoint), ids)
-        found = forward(_gauged_model(network, _joined(parts)), ids)
-        if "logits" in expected:
-            return float(kl_nats(expected.logits, found.logits, torch.float64).mean())
-        states, moved = expected[0].double(), found[0].double()
-        return float((moved - states).square().sum() / states.square().sum())
+        original, gauged = load_model(network.checkpoint), _gauged_model(network, _joined(parts))
+        expected = Reference(Output.of(original, forward(original, ids)), [], ids.numel())
+        return expected.change(Output.of(gauged, forward(gauged, ids))) / ids.numel()
 
 
 def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:
@@ -96,5 +94,5 @@ def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:
     for name, change in changes.items():
         found = places.get(name, biases.get(name))
         found = parameter(model, name) if found is None else found
-        found.copy_(torch.from_numpy(change.tensor(found.double().numpy())))
+        found.copy_(torch.from_numpy(change.loaded(found.double().numpy())))
     return model

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from trueaxis.runtime.transforms import reflected_columns
 from trueaxis.types import Array
 
 
@@ -127,6 +128,35 @@ class Within:
         moved = values.copy()
         moved[:, self.part] = self.step.columns(values[:, self.part])
         return moved
+
+
+@dataclass(frozen=True, eq=False)
+class Blank:
+    """The last coordinate becomes zero: it never carries anything that is read. The one step without an inverse.
+
+    After `Reflect` the last coordinate is the mean, which layer norms subtract.
+    """
+
+    def rows(self, values: Array) -> Array:
+        moved = values.copy()
+        moved[-1] = 0
+        return moved
+
+    def columns(self, values: Array) -> Array:
+        moved = values.copy()
+        moved[:, -1] = 0
+        return moved
+
+
+@dataclass(frozen=True, eq=False)
+class Reflect:
+    """The Householder reflection that exchanges the last axis and −(1, …, 1)/√n; its own inverse."""
+
+    def rows(self, values: Array) -> Array:
+        return reflected_columns(values.T).T
+
+    def columns(self, values: Array) -> Array:
+        return reflected_columns(values)
 
 
 Map = Sequence[Step]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import Family, family_of
 from trueaxis.model.graph import route
+from trueaxis.runtime.transforms import reflected, reflection
 from trueaxis.types import Aligned, Array, Metric, Weight
 
 if TYPE_CHECKING:
@@ -38,25 +39,54 @@ class Change:
         reads, writes: Maps of the input and of the output space; a table of rows that are looked up reads the space
             its rows lie in.
         constant: What every entry of a moved norm becomes, or None.
+        added: What a bias takes up first, or None.
+        shift: (β, E[x]) where the matrix no longer reads x but x − β, or None.
+        reflected: Sides of the matrix (see runtime/transforms.py) that the model has reflected against these
+            coordinates.
     """
 
     coordinates: str
     reads: Map = ()
     writes: Map = ()
     constant: float | None = None
+    added: Array | None = None
+    shift: tuple[Array, Array] | None = None
+    reflected: int = 0
 
     def joined(self, other: Change) -> Change:
         """Both changes; where they meet on one side they act on coordinates of their own."""
         names = dict.fromkeys(self.coordinates.split("+") + other.coordinates.split("+"))
         constant = self.constant if other.constant is None else other.constant
-        return Change("+".join(names), (*self.reads, *other.reads), (*self.writes, *other.writes), constant)
+        return Change(
+            "+".join(names),
+            (*self.reads, *other.reads),
+            (*self.writes, *other.writes),
+            constant,
+            other.added if self.added is None else self.added,
+            other.shift if self.shift is None else self.shift,
+            self.reflected | other.reflected,
+        )
 
     def tensor(self, values: Array) -> Array:
         """The tensor in new coordinates, float64: a matrix [m, n], a bias [m], or a norm [n]."""
         if self.constant is not None:
             return np.full(values.shape, self.constant)
-        moved = on_rows(self.writes, values.astype(np.float64))
+        moved = values.astype(np.float64)
+        moved = on_rows(self.writes, moved if self.added is None else moved + self.added)
         return moved if moved.ndim == 1 else on_columns(self.reads, moved)
+
+    def loaded(self, values: Array) -> Array:
+        """The tensor as the model has it once it is loaded: `tensor`, reflected."""
+        moved = self.tensor(values)
+        if moved.ndim == 1:
+            return reflected(moved[:, None], self.reflected)[:, 0] if self.reflected else moved
+        return reflected(moved, self.reflected)
+
+    def moment(self, second_moment: Array) -> Array:
+        """H of what is read in new coordinates."""
+        if self.shift is not None:
+            second_moment = shifted(second_moment, *self.shift)
+        return moment(self.reads, second_moment)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +117,19 @@ class Alignment:
         if change.reads and metric.second_moment is not None and weight.space is not None:
             if weight.space not in moments:
                 moments.clear()
-                moments[weight.space] = moment(change.reads, metric.second_moment)
+                moments[weight.space] = change.moment(metric.second_moment)
             moved = Metric(
                 moments[weight.space], metric.row_weights, metric.sensitivity, metric.embedding_weights
             )  # fmt: skip
-        return Aligned(change.coordinates, change.tensor(matrix).astype(np.float32), moved)
+        transforms = (reflection(change.reflected),) if change.reflected else ()
+        return Aligned(change.coordinates, change.tensor(matrix).astype(np.float32), moved, transforms)
 
     def exact(self, checkpoint: Checkpoint, weight: Weight) -> torch.Tensor:
         """A norm or bias in new coordinates, in its own dtype."""
         import torch
 
         tensor, change = checkpoint.tensor(weight.name), self.changes.get(weight.name)
-        return tensor if change is None else torch.from_numpy(change.tensor(tensor.double().numpy())).to(tensor.dtype)
+        return tensor if change is None else torch.from_numpy(change.loaded(tensor.double().numpy())).to(tensor.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,19 +185,33 @@ class Network:
         found = self.metric(weight).second_moment
         if found is None or weight.norm is None or weight.role == "tied":
             return found
+        return self.unscaled(weight, found)
+
+    def unscaled(self, weight: Weight, found: Array) -> Array:
+        """A moment of what a matrix reads, divided by its norm's factor on both sides."""
         gamma = self.norm(weight)
         inverse = np.divide(1.0, gamma, out=np.zeros_like(gamma), where=gamma != 0)
         return found * np.outer(inverse, inverse)
 
+    def norm_bias(self, weight: Weight) -> tuple[str, Array] | None:
+        """(name, β [n] float64) of the norm that a matrix reads; None where it has no bias."""
+        name = str(weight.norm).removesuffix("weight").removesuffix("gamma")
+        name = f"{name}{'bias' if str(weight.norm).endswith('weight') else 'beta'}"
+        if weight.norm is None or name not in self.checkpoint.entries:
+            return None
+        return name, self.checkpoint.tensor(name).double().numpy()
+
+    def mean(self, weight: Weight) -> Array | None:
+        """E[x] [n] of what a matrix reads; None where calibration did not hear it."""
+        heard = weight.space is not None and weight.space not in self.statistics.unheard
+        return self.statistics.mean(weight.space or "") if heard else None
+
     @cached_property
     def water(self) -> float:
         """Step² per unit of worth at which all quantized weights take `target_bits` in their own axes."""
-        energies, counts = [], []
-        for weight in self.weights:
-            if weight.role != "exact":
-                energies.append(self._column_worth(weight))
-                counts.append(np.full(weight.shape[1], float(weight.shape[0])))
-        energy, count = np.concatenate(energies), np.concatenate(counts)
+        columns = [self._columns[weight.name] for weight in self.weights if weight.role != "exact"]
+        energy = np.concatenate([found.worth for found in columns])
+        count = np.concatenate([np.full(found.worth.size, found.rows) for found in columns])
         if not energy.any():
             return 1.0
         high = float(np.log2(energy.max())) + 10
@@ -177,19 +222,26 @@ class Network:
             low, high = (middle, high) if bits > self.target_bits else (low, middle)
         return 2.0**high
 
-    def _column_worth(self, weight: Weight) -> Array:
-        """[n]: mean w² of each column times g·C_jj², what its energy weighs against the water level."""
-        metric = self.metric(weight)
-        energy = np.square(self.checkpoint.matrix(weight).double().numpy()).mean(axis=0)
-        worth = metric.sensitivity * energy
-        if metric.row_weights is not None:
-            return worth * float(metric.row_weights.mean())
-        if metric.second_moment is None:
-            return worth
-        order = np.argsort(-np.diag(metric.second_moment), kind="stable")
-        factor, _ = damped_cholesky(metric.second_moment[np.ix_(order, order)], DAMPING)
-        worth[order] *= np.square(np.diag(factor))
-        return worth
+    @cached_property
+    def _columns(self) -> dict[str, _Columns]:
+        """Of every quantized matrix; those that share a space share a factorization."""
+        found: dict[str, _Columns] = {}
+        squares: dict[str, Array] = {}
+        for weight in self.weights:
+            if weight.role == "exact":
+                continue
+            metric = self.metric(weight)
+            energy = np.square(self.checkpoint.matrix(weight).float().numpy()).mean(axis=0, dtype=np.float64)
+            worth = metric.sensitivity * energy
+            if metric.row_weights is not None:
+                worth = worth * float(metric.row_weights.mean())
+            elif metric.second_moment is not None:
+                space = str(weight.space)
+                if space not in squares:
+                    squares[space] = _conditional_energies(metric.second_moment)
+                worth = worth * squares[space]
+            found[weight.name] = _Columns(float(weight.shape[0]), float(energy.mean()), worth)
+        return found
 
     def reader_term(self, weight: Weight, matrix: Array, second_moment: Array | None) -> Term:
         """A matrix (or some columns of one) as a reader of the space of its columns."""
@@ -199,9 +251,32 @@ class Network:
 
     def writer_term(self, weight: Weight, matrix: Array) -> Term:
         """A matrix (or some rows of one) as a writer of the space of its rows; its own input enters as one number."""
-        energy = np.square(self.checkpoint.matrix(weight).double().numpy()).mean(axis=0)
-        ratio = np.maximum(self._column_worth(weight), TINY) / max(float(energy.mean()), TINY)
+        columns = self._columns[weight.name]
+        ratio = np.maximum(columns.worth, TINY) / max(columns.energy, TINY)
         return Term(matrix @ matrix.T / matrix.shape[1], matrix.shape[1], None, float(np.exp(np.log(ratio).mean())))
+
+
+def shifted(second_moment: Array, offset: Array, mean: Array) -> Array:
+    """E[(x − β)(x − β)ᵀ] from E[x xᵀ], β and E[x]."""
+    cross = np.outer(offset, mean)
+    return second_moment - cross - cross.T + np.outer(offset, offset)
+
+
+class _Columns(NamedTuple):
+    """Of one matrix: rows, mean w², and [n] mean w² of each column times g·C_jj², its weight against the water."""
+
+    rows: float
+    energy: float
+    worth: Array
+
+
+def _conditional_energies(second_moment: Array) -> Array:
+    """C_jj² [n], columns visited in ascending order of energy."""
+    order = np.argsort(-np.diag(second_moment), kind="stable")
+    factor, _ = damped_cholesky(second_moment[np.ix_(order, order)], DAMPING)
+    found = np.empty(order.size)
+    found[order] = np.square(np.diag(factor))
+    return found
 
 
 def merged(terms: Sequence[Sequence[Term]]) -> list[Term]:

@@ -215,9 +215,9 @@ class _Trial:
         total = 0.0
         with self._resumption.starting_at(min(map(self._start, members))) as resume:
 
-            def change(pair: tuple[torch.Tensor, _Reference]) -> float:
+            def change(pair: tuple[torch.Tensor, Reference]) -> float:
                 with torch.inference_mode():  # of this thread
-                    return pair[1].change(_Output.of(self._model, resume(pair[0], pair[1].states)))
+                    return pair[1].change(Output.of(self._model, resume(pair[0], pair[1].states)))
 
             for sign in (1, -1):
                 with ExitStack() as stack:
@@ -227,10 +227,10 @@ class _Trial:
                     total += sum(ordered_map(change, pairs, self._threads))
         return total / (2 * sum(ids.numel() for ids in self._batches)) / distance_sum
 
-    def _record(self, ids: torch.Tensor) -> _Reference:
+    def _record(self, ids: torch.Tensor) -> Reference:
         with torch.inference_mode():
             output, states = self._resumption.record(ids)
-            return _Reference(_Output.of(self._model, output), states, ids.numel())
+            return Reference(Output.of(self._model, output), states, ids.numel())
 
     def _start(self, use: _Use) -> int:
         """The first block that a change of a matrix is felt in."""
@@ -249,14 +249,14 @@ class _Trial:
         return _Disturbance(view, torch.from_numpy(error).to(view.device), error_distance)
 
 
-class _Output(NamedTuple):
+class Output(NamedTuple):
     """Output for one batch: logits over the vocabulary, or hidden states and whatever else there is instead."""
 
     logits: torch.Tensor | None
     states: tuple[torch.Tensor, ...]
 
     @classmethod
-    def of(cls, model: Any, output: Any) -> _Output:
+    def of(cls, model: Any, output: Any) -> Output:
         """What counts of an output of the model."""
         logits = getattr(output, "logits", None)
         logits = getattr(output, "prediction_logits", None) if logits is None else logits
@@ -267,15 +267,15 @@ class _Output(NamedTuple):
         return cls(None, tuple(value for value in tensors if value.is_floating_point()))
 
 
-class _Reference:
+class Reference:
     """Undisturbed output of one batch, and the states that entered its blocks."""
 
-    def __init__(self, output: _Output, states: list[torch.Tensor], tokens: int) -> None:
+    def __init__(self, output: Output, states: list[torch.Tensor], tokens: int) -> None:
         self.states = states
         self._output, self._tokens = output, tokens
         self._prediction = None if output.logits is None else Prediction(output.logits)
 
-    def change(self, found: _Output) -> float:
+    def change(self, found: Output) -> float:
         """Σ over tokens of the KL in nats; without logits, tokens · Σ over outputs of |found − own|² / |own|²."""
         if self._prediction is not None and found.logits is not None:
             return float(self._prediction.kl_nats(found.logits).sum())

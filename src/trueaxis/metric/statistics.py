@@ -86,7 +86,7 @@ class Statistics:
         """E[x], float64 [n]."""
         if space not in self.totals:
             raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
-        return self.totals[space] / self.tokens[space]
+        return self.totals[space] / max(self.tokens[space], 1)
 
     def require(self, checkpoint: Checkpoint) -> None:
         """Raise CalibrationError unless these statistics are of this checkpoint."""

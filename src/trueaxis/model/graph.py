@@ -144,7 +144,7 @@ class _Table:
         yield self._matrix(Linear(family.embedding, "", None, "residual"), role, space, space and final_norm)
         for module in family.lookups:
             if stored := self._stored(f"{module}.weight"):
-                yield self._exact(stored)
+                yield replace(self._exact(stored), writes="residual")
         for block in self.blocks:
             yield from self._block(block)
         if final_norm is not None:

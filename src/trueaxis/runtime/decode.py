@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from trueaxis.header import TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.matrices import CONSTANT_LIMIT, Matrix, matrices
+from trueaxis.runtime.transforms import reflected
 from trueaxis.types import Array, FormatError
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Decoder:
                 raise FormatError(f"{path}: model records: {error}") from error
         self._lock = threading.Lock()  # on the shared stream decoded last
         self._shared = [record.payload for record in records[1:]]
-        self._cached: tuple[tuple[int, bool], dict[tuple[str, int], Array]] | None = None
+        self._cached: dict[tuple[int, bool], dict[tuple[str, int], Array]] = {}
 
     def names(self) -> list[str]:
         """Names of all tensors, in the order of the file."""
@@ -169,12 +171,12 @@ class Decoder:
         return records[-1]
 
     def _matrix(self, info: TensorInfo, part: Matrix, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Oriented as the tensor (or its slice) is; bfloat16 if that is the dtype wanted, else float32."""
+        """Oriented as the tensor (or its slice) is; bfloat16 if that is wanted and nothing reflected, else float32."""
         import torch
 
         if self._tables is None:
             raise FormatError(f"{info.name}: the file holds no tables")
-        bfloat16 = dtype == torch.bfloat16
+        bfloat16 = dtype == torch.bfloat16 and not part.reflected
         try:
             header = part.header()
             if header.shared is None:
@@ -183,18 +185,20 @@ class Decoder:
                 values = self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
         except (FormatError, ValueError) as error:
             raise FormatError(f"{info.name}: {error}") from error
+        values = reflected(values, part.reflected)
         weight = torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
         return weight.T.contiguous() if part.transposed else weight
 
     def _shared_values(self, number: int, tables: Tables, bfloat16: bool) -> dict[tuple[str, int], Array]:
         with self._lock:
-            if self._cached is None or self._cached[0] != (number, bfloat16):
+            if (number, bfloat16) not in self._cached:
                 members = self._members[number]
                 parsed = {name: self.residuals(name) for name in dict.fromkeys(name for name, _ in members)}
                 headers = [parsed[name][index] for name, index in members]
                 decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
-                self._cached = (number, bfloat16), dict(zip(members, decoded, strict=True))
-            return self._cached[1]
+                self._cached = {key: found for key, found in self._cached.items() if key[0] == number}
+                self._cached[number, bfloat16] = dict(zip(members, decoded, strict=True))
+            return self._cached[number, bfloat16]
 
     @cached_property
     def _members(self) -> list[list[tuple[str, int]]]:

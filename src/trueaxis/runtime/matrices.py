@@ -1,23 +1,25 @@
 """The records of one tensor: which matrices it is made of.
 
-    tensor = planes | alias | matrix | (slice matrix)+        matrix = transform? residual
+    tensor = planes | alias | matrix | (slice matrix)+        matrix = transpose? reflection? residual
 
-Slices come in order, one for every index of a 3-D tensor's first dimension. The only transform so far is the transpose:
-what is coded is [n, m], and the tensor (or slice) is its transpose.
+Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
+and the tensor (or slice) is its transpose; a reflection acts on what is coded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trueaxis.entropy.stream import ResidualHeader, unpack_residual
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.transforms import COLUMNS, ROWS, TRANSPOSE, reflection
 from trueaxis.types import FormatError
 
-TRANSPOSE = b"\0"
+REFLECTIONS = tuple(reflection(sides) for sides in (COLUMNS, ROWS, COLUMNS | ROWS))
 CONSTANT_LIMIT = 1 << 22  # entries of a tensor that one value stands for
 
 
@@ -28,12 +30,14 @@ class Matrix:
     Attributes:
         rows, columns: As it is coded.
         transposed: Whether the tensor holds its transpose.
+        reflected: Sides that are reflected, see transforms.py.
         payload: Of its residual record.
     """
 
     rows: int
     columns: int
     transposed: bool
+    reflected: int
     payload: bytes
 
     def header(self) -> ResidualHeader:
@@ -45,17 +49,20 @@ class Matrix:
         return unpack_residual(self.payload, self.rows, self.columns)
 
 
-def matrix_records(payload: bytes, index: int | None, transposed: bool) -> tuple[Record, ...]:
+def matrix_records(
+    payload: bytes, index: int | None, transposed: bool, transforms: Sequence[bytes] = ()
+) -> tuple[Record, ...]:
     """Records of one matrix: what `matrices` reads.
 
     Args:
         payload: Of its residual.
         index: Of its slice, or None where it is the whole tensor.
         transposed: Whether the tensor holds its transpose.
+        transforms: Payloads of the transforms of what is coded.
     """
     place = () if index is None else (Record(RecordType.SLICE, pack_varint(index)),)
-    turn = (Record(RecordType.TRANSFORM, TRANSPOSE),) if transposed else ()
-    return (*place, *turn, Record(RecordType.RESIDUAL, payload))
+    turns = (TRANSPOSE, *transforms) if transposed else transforms
+    return (*place, *(Record(RecordType.TRANSFORM, turn) for turn in turns), Record(RecordType.RESIDUAL, payload))
 
 
 def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
@@ -67,28 +74,42 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     if len(records) == 1 and records[0].type in (RecordType.PLANES, RecordType.ALIAS):
         return []
     found: list[Matrix] = []
-    slices, transposed = 0, False
+    slices, turns = 0, _Turns()
     for record in records:
-        if record.type == RecordType.SLICE and slices == len(found) and not transposed:
+        if record.type == RecordType.SLICE and slices == len(found) and turns == _Turns():
             if record.payload != pack_varint(slices):
                 raise FormatError(f"{info.name}: expected slice {slices}, found {_slice(record)}; the file is damaged")
             slices += 1
-        elif record.type == RecordType.TRANSFORM and not transposed:
-            if record.payload != TRANSPOSE:
-                raise FormatError(
-                    f"{info.name}: transform of kind {record.payload[:1].hex() or 'none'} is unknown to this trueaxis; "
-                    "install a newer version"
-                )
-            transposed = True
+        elif record.type == RecordType.TRANSFORM:
+            turns = _turned(info, turns, record.payload)
         elif record.type == RecordType.RESIDUAL and len(found) == max(slices - 1, 0):
-            rows, columns = _sides(info, bool(slices), transposed)
-            found.append(Matrix(rows, columns, transposed, record.payload))
-            transposed = False
+            rows, columns = _sides(info, bool(slices), turns.transposed)
+            found.append(Matrix(rows, columns, turns.transposed, turns.reflected, record.payload))
+            turns = _Turns()
         else:
             raise FormatError(f"{info.name}: record type {record.type} is out of place; the file is damaged or newer")
-    if not found or transposed or len(found) != (info.shape[0] if slices else 1):
+    if not found or turns != _Turns() or len(found) != (info.shape[0] if slices else 1):
         raise FormatError(f"{info.name}: {len(found)} matrices do not make a tensor {list(info.shape)}")
     return found
+
+
+class _Turns(NamedTuple):
+    transposed: bool = False
+    reflected: int = 0
+
+
+def _turned(info: TensorInfo, turns: _Turns, payload: bytes) -> _Turns:
+    """Transforms of a matrix with one more."""
+    if turns == _Turns() and payload == TRANSPOSE:
+        return _Turns(transposed=True)
+    if not turns.reflected and payload in REFLECTIONS:
+        return turns._replace(reflected=payload[1])
+    if payload[:1] in (TRANSPOSE, REFLECTIONS[0][:1]):
+        raise FormatError(f"{info.name}: transform {payload[:8].hex()} is damaged or out of place")
+    raise FormatError(
+        f"{info.name}: transform of kind {payload[:1].hex() or 'none'} is unknown to this trueaxis; "
+        "install a newer version"
+    )
 
 
 def _sides(info: TensorInfo, sliced: bool, transposed: bool) -> tuple[int, int]:

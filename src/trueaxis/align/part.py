@@ -1,0 +1,49 @@
+"""Part: one symmetry put to use, and what the symmetries share.
+
+terms of a space ─▶ chosen axes ─▶ changes of the tensors that touch it ─▶ Part
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from trueaxis.align.basis import AXES, Term, best, estimated_bits
+from trueaxis.align.maps import Step, Within
+from trueaxis.align.network import Change, Network
+from trueaxis.types import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One symmetry put to use, or the reason why it is not.
+
+    Attributes:
+        name: Of the symmetry.
+        choice: The axes chosen and what they save, or why the symmetry is left alone.
+        changes: Name of a tensor → its change; empty if nothing changes.
+    """
+
+    name: str
+    choice: str
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+
+def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str, Array, float]:
+    """(name, R, bits saved per weight) of the axes named, or of the best of all."""
+    names = ("identity", "joint") if axes == "best" else (axes,)
+    name, rotation = best(names, terms, network.water, network.seed)
+    own = estimated_bits(AXES["identity"](terms, network.water, 0), terms, network.water)
+    return name, rotation, own - estimated_bits(rotation, terms, network.water)
+
+
+def within(part: Array, step: Step, size: int) -> Step:
+    """A step on some of `size` coordinates; the step itself where they are all, in order."""
+    return step if np.array_equal(part, np.arange(size)) else Within(part, step)
+
+
+def join(changes: dict[str, Change], name: str, change: Change) -> None:
+    """Adds a change to what is there already."""
+    changes[name] = changes[name].joined(change) if name in changes else change
