@@ -29,7 +29,8 @@ Run = tuple[Path, CompressionReport, Path]
 def run(tiny_llama: Path, tokens: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """(directory, report, statistics file) of the tiny model at 4 bits."""
     out = tmp_path_factory.mktemp("accounting")
-    report = trueaxis.compress(tiny_llama, out / "4", bits=4, calibration=[tokens], statistics=out / "statistics")
+    report = trueaxis.compress(tiny_llama, out / "4", bits=4, calibration=[tokens], statistics=out / "statistics",
+                               recipe="identity")  # fmt: skip
     return out / "4", report, out / "statistics"
 
 
@@ -105,7 +106,7 @@ def test_limits_do_not_depend_on_where_the_norm_is_kept(run: Run, tiny_llama: Pa
 def test_limits_are_sensible(run: Run, tiny_llama: Path, tmp_path: Path) -> None:
     """Below the rate, rising with it; knowing the rows' covariance never asks for much more."""
     _, report, statistics = run
-    finer = trueaxis.compress(tiny_llama, tmp_path / "6", bits=6, statistics=statistics)
+    finer = trueaxis.compress(tiny_llama, tmp_path / "6", bits=6, statistics=statistics, recipe="identity")
     checkpoint, measured = Checkpoint.open(tiny_llama), load_statistics(statistics)
     weights = {weight.name: weight for weight in trace(checkpoint)}
     for row, fine in zip(report.tensors, finer.tensors, strict=True):
@@ -129,7 +130,7 @@ def test_zero_and_lossless_tensors_keep_the_report_finite(tiny_llama: Path, toke
     tensors[zero] = torch.zeros_like(tensors[zero])
     tensors[halves] = torch.sign(tensors[halves]) / 2  # bfloat16 rounds the decoded values to exactly these
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    report = trueaxis.compress(model, tmp_path / "out", bits=15, calibration=[tokens])
+    report = trueaxis.compress(model, tmp_path / "out", bits=15, calibration=[tokens], recipe="identity")
     rows = {row.name: row for row in report.tensors}
     assert rows[zero].relative_distortion == 0 and rows[zero].bits_per_weight < 1.5
     assert rows[halves].relative_distortion == 0

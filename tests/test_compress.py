@@ -204,7 +204,7 @@ def test_failure_while_writing_leaves_nothing(
         assert any(path.iterdir())
         raise error
 
-    monkeypatch.setattr(sys.modules["trueaxis.preparation"], "verify", fail)
+    monkeypatch.setattr(sys.modules["trueaxis.preparation"], "check_bytes", fail)
     arguments = ["compress", str(model), str(model.parent / "results" / "out"), "--bits", "10"]
     arguments += ["--statistics", str(sources / "statistics.safetensors")]
     assert main(arguments) == (1 if isinstance(error, TrueaxisError) else 130)

@@ -61,7 +61,7 @@ def test_shard_is_a_safetensors_file_of_records(specimen: Path) -> None:
     assert container.file_bytes == (specimen / SHARD).stat().st_size + len(json.dumps(SPECIMEN_CONFIG)) - 2
 
 
-@pytest.mark.parametrize("shard_bytes", [1, 150, 250])
+@pytest.mark.parametrize("shard_bytes", [1, 100, 150])
 def test_several_shards_decode_to_the_same(specimen: Path, tmp_path: Path, shard_bytes: int) -> None:
     path = write_specimen(tmp_path / "sharded", shard_bytes)
     names = sorted(file.name for file in path.glob("*.safetensors"))

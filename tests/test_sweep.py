@@ -24,14 +24,14 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_rows_are_what_compress_and_evaluate_give(tiny_llama: Path, tokens: Path, unseen: Path, tmp_path: Path) -> None:
     stages: list[str] = []
     found = trueaxis.sweep(
-        tiny_llama, bits=[6, 5], calibration=[tokens], evaluation=[unseen], output=tmp_path / "kept",
+        tiny_llama, bits=[6, 5], calibration=[tokens], evaluation=[unseen], output=tmp_path / "kept", recipe="identity",
         progress=lambda stage, *_: stages.append(stage),
     )  # fmt: skip
     assert [row.bits for row in found.rows] == [5, 6] and found.tokens == 12 * 79
     assert stages.index("search") > len(stages) - 1 - stages[::-1].index("calibrate")
     for row in found.rows:
         out = tmp_path / f"{row.bits:g}"
-        report = trueaxis.compress(tiny_llama, out, bits=row.bits, calibration=[tokens])
+        report = trueaxis.compress(tiny_llama, out, bits=row.bits, calibration=[tokens], recipe="identity")
         kept = tmp_path / "kept" / f"{row.bits:g}bits"
         assert (kept / "model.safetensors").read_bytes() == (out / "model.safetensors").read_bytes()
         assert (row.file_bytes, row.bits_per_param) == (report.file_bytes, report.bits_per_param)

@@ -27,7 +27,8 @@ def ordered_map(work: Callable[[T], R], units: Iterable[T], threads: int) -> lis
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(max_workers=max(1, threads)) as pool:
+        # the setting belongs to a thread: workers that lack it would share the processors badly
+        with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
             return list(pool.map(work, units))
     finally:
         torch.set_num_threads(before)
