@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
 from trueaxis.cli import main
+from trueaxis.runtime.decode import Decoder
 from trueaxis.types import CalibrationError, CheckpointError, TrueaxisError
 
 WORST = "model.layers.0.mlp.up_proj.weight"
@@ -200,8 +201,8 @@ def test_interrupt_leaves_nothing(model: Path, sources: Path, stage: str) -> Non
 def test_failure_while_writing_leaves_nothing(
     model: Path, sources: Path, monkeypatch: pytest.MonkeyPatch, error: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(path: Path) -> None:
-        assert any(path.iterdir())
+    def fail(decoder: Decoder) -> None:
+        assert any(decoder.container.path.iterdir())
         raise error
 
     monkeypatch.setattr(sys.modules["trueaxis.preparation"], "check_bytes", fail)

@@ -95,7 +95,7 @@ def test_demo_tells_what_it_did(demo_model: Path, capsys: pytest.CaptureFixture[
 def test_a_directory_that_cannot_be_loaded_is_named(demo_model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.zeros((1, 8), np.int64))
     with pytest.raises(trueaxis.TrueaxisError, match=f"{tmp_path}/absent: .* in a new process"):
-        attempt(tmp_path / "absent", demo_model, tmp_path / "tokens.npy", "", 0)
+        list(attempt([tmp_path / "absent"], [""], demo_model, tmp_path / "tokens.npy", 0))
 
 
 def test_table_is_plain_text_without_a_terminal() -> None:

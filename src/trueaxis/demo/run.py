@@ -1,8 +1,8 @@
 """The demonstration: a model that comes with the package, compressed at several rates beside two baselines.
 
-calibration split ─▶ statistics ─▶ compress (rates × recipes) ─▶ a new process each: load, evaluate, write
-                     once                                                              ▲
-evaluation split ──────────────────────────────────────────────────────────────────────┘
+calibration split ─▶ statistics ─▶ compress (rates × recipes) ─▶ new processes: load, evaluate, write
+                     once                                                         ▲
+evaluation split ─────────────────────────────────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -130,13 +130,17 @@ def demonstrate(
             step()
         prompts = [PROMPT if place in (0, 1 + shown) else "" for place in range(len(directories))]
 
-        def one(directory: Path, prompt: str) -> Trial:
-            result = attempt(directory, MODEL, tokens, prompt, seed)
-            step()
-            return result
+        def share(number: int) -> list[Trial]:
+            found = []
+            for trial in attempt(directories[number::workers], prompts[number::workers], MODEL, tokens, seed):
+                found.append(trial)
+                step()
+            return found
 
-        with ThreadPoolExecutor(default_threads()) as pool:
-            original, *trials = pool.map(one, directories, prompts)
+        workers = min(default_threads(), len(directories))
+        with ThreadPoolExecutor(workers) as pool:
+            shares = list(pool.map(share, range(workers)))
+        original, *trials = (shares[place % workers][place // workers] for place in range(len(directories)))
     return Demonstration(
         parameters=reports[0].parameters,
         file_bytes=sum(file.stat().st_size for file in MODEL.glob("*.safetensors")),

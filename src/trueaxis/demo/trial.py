@@ -1,6 +1,7 @@
-"""One directory on trial, in a process of its own: load it, evaluate it, let it write.
+"""Directories on trial, in a new process: load each, evaluate it, let it write.
 
-    python -m trueaxis.demo.trial '{"directory": …, "reference": …, "tokens": …, "prompt": …, "seed": 0}'  ─▶  JSON
+    python -m trueaxis.demo.trial '{"directories": […], "prompts": […], "reference": …, "tokens": …, "seed": 0}'
+        ─▶  a line of JSON for every directory, as it is done
 
 A new process shows that the files suffice: nothing that compressed them is in memory.
 """
@@ -10,7 +11,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +25,7 @@ COMPLETION_TOKENS = 72
 
 @dataclass(frozen=True)
 class Trial:
-    """What the process found.
+    """What the process found for one directory.
 
     Attributes:
         load_seconds: From the files to a model that can run, imports aside.
@@ -35,51 +38,71 @@ class Trial:
     completion: str
 
 
-def attempt(directory: Path, reference: Path, tokens: Path, prompt: str, seed: int) -> Trial:
-    """Runs the trial of one directory in a new Python process.
+def attempt(
+    directories: Sequence[Path], prompts: Sequence[str], reference: Path, tokens: Path, seed: int
+) -> Iterator[Trial]:
+    """Runs the trials of some directories, one after another, in one new Python process; yields each when it is done.
 
     Args:
-        directory: Compressed directory, or the reference itself.
+        directories: Compressed directories, or the reference itself.
+        prompts: Text for each to continue; "" for none.
         reference: Original checkpoint.
         tokens: Evaluation tokens, .npy [sequences, length].
-        prompt: Text to continue; "" for none.
         seed: Of the sampling.
 
     Raises:
         TrueaxisError: The process failed; the message ends with what it said last.
     """
-    request = {"directory": str(directory), "reference": str(reference), "tokens": str(tokens), "prompt": prompt}
-    command = [sys.executable, "-m", "trueaxis.demo.trial", json.dumps({**request, "seed": seed})]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-        raise TrueaxisError(f"{directory}: cannot be loaded in a new process ({last})")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Trial(**{**answer, "evaluation": Evaluation(**answer["evaluation"])})
+    request = {
+        "directories": list(map(str, directories)), "prompts": list(prompts), "reference": str(reference),
+        "tokens": str(tokens), "seed": seed,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "trueaxis.demo.trial", json.dumps(request)]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as said,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True, encoding="utf-8") as process,
+    ):
+        assert process.stdout is not None
+        for directory in directories:
+            line = process.stdout.readline()
+            if not line:
+                status = process.wait()
+                said.seek(0)
+                last = (said.read().strip().splitlines() or [f"exit status {status}"])[-1]
+                raise TrueaxisError(f"{directory}: cannot be loaded in a new process ({last})")
+            answer = json.loads(line)
+            yield Trial(**{**answer, "evaluation": Evaluation(**answer["evaluation"])})
 
 
-def conduct(request: dict[str, Any]) -> Trial:
-    """The trial itself, in this process."""
+def conduct(request: dict[str, Any]) -> Iterator[Trial]:
+    """The trials themselves, in this process."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.set_num_threads(1)  # other trials run beside these
+    reference = Path(request["reference"])
+    AutoModelForCausalLM.from_pretrained(reference)  # whatever must be imported is imported now
+    for directory, prompt in zip(map(Path, request["directories"]), request["prompts"], strict=True):
+        yield _try(directory, reference, request["tokens"], prompt, request["seed"])
+
+
+def _try(directory: Path, reference: Path, tokens: str, prompt: str, seed: int) -> Trial:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
     import trueaxis
 
-    disable_progress_bar()
-    torch.set_num_threads(1)  # other trials run beside this one
-    directory, reference = Path(request["directory"]), Path(request["reference"])
-    AutoModelForCausalLM.from_pretrained(reference)  # whatever must be imported is imported now
     begun = time.perf_counter()
     compressed = directory != reference
     model = trueaxis.load(directory) if compressed else AutoModelForCausalLM.from_pretrained(reference)
     load_seconds = time.perf_counter() - begun
-    found = trueaxis.evaluate(directory, tokens=request["tokens"], reference=reference if compressed else None)
+    found = trueaxis.evaluate(directory, tokens=tokens, reference=reference if compressed else None)
     completion = ""
-    if request["prompt"]:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
-        torch.manual_seed(request["seed"])
-        completion = _continue(model, tokenizer, request["prompt"])
+    if prompt:
+        torch.manual_seed(seed)
+        completion = _continue(model, AutoTokenizer.from_pretrained(directory), prompt)
     return Trial(load_seconds, found, completion)
 
 
@@ -90,4 +113,5 @@ def _continue(model: Any, tokenizer: Any, prompt: str) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asdict(conduct(json.loads(sys.argv[1])))))
+    for trial in conduct(json.loads(sys.argv[1])):
+        print(json.dumps(asdict(trial)), flush=True)

@@ -166,29 +166,31 @@ class _Noises:
 
     def __init__(self, statistics: Statistics, share: float, seed: int) -> None:
         self._statistics, self._share, self._seed = statistics, share, seed
-        self._factor: tuple[str, torch.Tensor] | None = None
+        self._factor: tuple[str, torch.Tensor, float] | None = None
 
     def noise(self, weight: Array, use: _Use) -> tuple[Array, float]:
-        """Noise E [m, n] with D(E) = share · D(W), and that D; rounded to float32, as it will be added."""
+        """Noise E [m, n] float32 with D(E) = share · D(W), and that D."""
         metric = use.metric(self._statistics)
         generator = np.random.default_rng([self._seed, zlib.crc32(use.key.encode())])
-        error = generator.standard_normal(weight.shape)
+        error = white = generator.standard_normal(weight.shape)
+        energy = float(white.ravel() @ white.ravel())
         if metric.second_moment is not None:
-            factor = self._factored(use.weight, metric.second_moment)
-            error = torch.linalg.solve_triangular(factor, torch.from_numpy(error), upper=False, left=False).numpy()
+            factor, damping = self._factored(use.weight, metric.second_moment)
+            error = torch.linalg.solve_triangular(factor, torch.from_numpy(white), upper=False, left=False).numpy()
+            energy -= damping * float(error.ravel() @ error.ravel())  # |Z|² = D(E) + δ|E|²
         if metric.row_weights is not None:
             error = error / np.sqrt(metric.row_weights)[:, None]
-        energy, target = distance(error, metric), self._share * distance(weight, metric)
+        target = self._share * distance(weight, metric)
         if energy <= 0 or target <= 0:
             return np.zeros(weight.shape, np.float32), 0.0
-        scaled = (error * np.sqrt(target / energy)).astype(np.float32)
-        return scaled, distance(scaled, metric)
+        return (error * np.sqrt(target / energy)).astype(np.float32), target
 
-    def _factored(self, weight: Weight, second_moment: Array) -> torch.Tensor:
+    def _factored(self, weight: Weight, second_moment: Array) -> tuple[torch.Tensor, float]:
         space = weight.space or weight.name
         if self._factor is None or self._factor[0] != space:
-            self._factor = space, torch.from_numpy(damped_cholesky(second_moment)[0])
-        return self._factor[1]
+            factor, damping = damped_cholesky(second_moment)
+            self._factor = space, torch.from_numpy(factor), damping
+        return self._factor[1:]
 
 
 class _Trial:
