@@ -1,6 +1,6 @@
 """KL and perplexity of recipes at the same bytes, as one markdown table: the README's.
 
-    python benchmarks/recipes.py MODEL [--bits 3 4 5] [--recipes identity gptq rtn] [--sequences 64]
+    python benchmarks/recipes.py MODEL [--bits 2 3 4] [--recipes default identity watersic gptq rtn] [--sequences 64]
 
 MODEL is a checkpoint with calibration_tokens.npy and evaluation_tokens.npy beside its weights. Rates are real: weight
 files, index and growth of config.json, over all parameters. KL is in nats per token, with its 95 % interval.
@@ -60,8 +60,8 @@ def main() -> None:
     """Prints the machine, the command, every run, and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("--bits", type=float, nargs="+", default=[3.0, 4.0, 5.0])
-    parser.add_argument("--recipes", nargs="+", default=["identity", "gptq", "rtn"])
+    parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0, 4.0])
+    parser.add_argument("--recipes", nargs="+", default=["default", "identity", "watersic", "gptq", "rtn"])
     parser.add_argument("--sequences", type=int, default=64)
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
