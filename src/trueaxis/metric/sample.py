@@ -9,6 +9,7 @@ of what a longer one would have read.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable
@@ -105,7 +106,9 @@ def _start_distribution(model: Any) -> torch.Tensor:
 
 def _next(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """(probabilities of the token after `ids` [sequences, new], float64 [sequences, vocabulary]; the longer cache)."""
-    output = model(ids, past_key_values=cache, use_cache=True)
+    # newer transformers call it `cache`
+    named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    output = model(ids, use_cache=True, **{named: cache})
     logits = output.logits[:, -1].double().cpu()
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError(f"{model.name_or_path}: the model's logits are not finite; it cannot be calibrated")
