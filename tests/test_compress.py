@@ -211,3 +211,21 @@ def test_failure_while_writing_leaves_nothing(
     assert main(arguments) == (1 if isinstance(error, TrueaxisError) else 130)
     assert re.search("interrupted; nothing was written|staged output is wrong", capsys.readouterr().err)
     assert [file.name for file in model.parent.iterdir()] == ["model"]
+
+
+def test_the_original_is_never_replaced(model: Path, sources: Path, tmp_path: Path) -> None:
+    """Whatever --overwrite says: the output is neither the model, nor a folder around it, nor one around the text."""
+    before = {file.name: file.read_bytes() for file in model.iterdir()}
+    for out in (model, model.parent):
+        with pytest.raises(TrueaxisError, match="output would replace"):
+            trueaxis.compress(model, out, bits=10, calibration=[sources / "tokens.npy"], overwrite=True)
+    assert {file.name: file.read_bytes() for file in model.iterdir()} == before
+    (tmp_path / "texts").mkdir()
+    tokens = save_tokens(tmp_path / "texts" / "tokens.npy", 37)
+    with pytest.raises(TrueaxisError, match="output would replace"):
+        trueaxis.compress(model, tmp_path / "texts", bits=10, calibration=[tokens], overwrite=True)
+    trueaxis.compress(model, tmp_path / "out", bits=10, calibration=[tokens])
+    with pytest.raises(TrueaxisError, match="output would replace"):
+        trueaxis.unpack(tmp_path / "out", tmp_path / "out", overwrite=True)
+    trueaxis.verify(tmp_path / "out")
+    assert tokens.is_file()

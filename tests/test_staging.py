@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trueaxis.staging import staged_directory
+from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import TrueaxisError
 
 
@@ -95,3 +95,18 @@ def test_permissions_are_those_of_an_ordinary_directory(tmp_path: Path) -> None:
     with staged_directory(tmp_path / "out", overwrite=False):
         pass
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_input_is_never_replaced(tmp_path: Path) -> None:
+    """Neither itself nor a folder around it, by whatever name, nor the folder that its links lead to."""
+    model, blobs, other = tmp_path / "hub" / "model", tmp_path / "blobs", tmp_path / "elsewhere"
+    for folder in (model, blobs, other):
+        folder.mkdir(parents=True)
+    (blobs / "weights").write_text("x")
+    (model / "weights").symlink_to(blobs / "weights")
+    (tmp_path / "link").symlink_to(model)
+    for out in (model, model / "..", tmp_path / "hub" / ".." / "hub" / "model", tmp_path / "link", tmp_path, blobs):
+        with pytest.raises(TrueaxisError, match="output would replace"):
+            check_free(out, True, [model])
+    check_free(other, True, [model])
+    check_free(model / "inside", True, [model])

@@ -110,3 +110,16 @@ def test_tied_model_stays_tied(tied_llama: Path, tokens: Path, tmp_path: Path) -
     model = trueaxis.load(tmp_path / "out")
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert model.dtype == torch.float32
+
+
+def test_tied_model_with_a_stored_head_unpacks(tied_llama: Path, tokens: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = Path(shutil.copytree(tied_llama, tmp_path / "model"))
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    trueaxis.compress(model, tmp_path / "out", bits=6, calibration=[tokens])
+    plain = load_file(trueaxis.unpack(tmp_path / "out", tmp_path / "plain") / "model.safetensors")
+    assert plain.keys() == tensors.keys()
+    assert torch.equal(plain["lm_head.weight"], plain["model.embed_tokens.weight"])

@@ -76,7 +76,7 @@ def _add_compress(commands: Any) -> None:
     command = commands.add_parser(
         "compress",
         help="checkpoint to compressed directory, on target",
-        description="Compress a checkpoint so that the whole file ends at most at the target and within 0.3 %% below "
+        description="Compress a checkpoint so that the whole file ends at most at the target and within 0.3 % below "
         "it, or is as small\nas a divergence from the original allows.",
     )
     _add_model(command)

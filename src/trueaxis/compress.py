@@ -70,7 +70,8 @@ def compress(
     chosen = find_recipe(recipe)
     checkpoint = Checkpoint.open(model)
     target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)
-    check_free(Path(out), overwrite)
+    files_read = [path for path in (statistics, recipe) if isinstance(path, str | Path)]
+    check_free(Path(out), overwrite, [model, *calibration, *evaluation, *files_read])
     expected = int(ASSUMED_BITS * checkpoint.parameters / 8) if target is None else target
     prepared = prepare(
         checkpoint, chosen, expected, calibration, statistics,

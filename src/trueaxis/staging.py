@@ -5,19 +5,31 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from trueaxis.types import TrueaxisError
 
 
-def check_free(out: Path, overwrite: bool) -> None:
-    """Refuses an output path that holds something already.
+def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuses an output path that holds something already, and, whatever `overwrite` says, one that holds an input.
+
+    Args:
+        out: Directory to be created.
+        overwrite: Whether it may be replaced.
+        inputs: Files and directories that are read: `out` must be none of them and contain none of them, nor the
+            files that links in them lead to.
 
     Raises:
-        TrueaxisError: `out` is a file, a symbolic link, or a directory that is not empty (and `overwrite` is off).
+        TrueaxisError: `out` would replace an input, is a file, a symbolic link, or a directory that is not empty (and
+            `overwrite` is off).
     """
+    place = out.resolve()
+    for source in map(Path, inputs):
+        found = [source, *source.iterdir()] if source.is_dir() else [source]
+        if any(place == one or place in one.parents for one in (path.resolve() for path in found)):
+            raise TrueaxisError(f"{out}: output would replace {source}, which is read; choose another path")
     if out.is_symlink():
         raise TrueaxisError(f"{out}: output is a symbolic link; give the real path")
     if out.exists() and not out.is_dir():

@@ -236,7 +236,9 @@ def load_tokens(path: str | Path) -> Array:
     try:
         tokens = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise CalibrationError(f"{path}: expected an .npy file of token ids, which cannot be read ({error})") from error
+        raise CalibrationError(
+            f"{path}: expected an .npy file of token ids, which cannot be read ({error}); check the path"
+        ) from error
     if not isinstance(tokens, np.ndarray) or not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
         found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else "an archive"
         raise CalibrationError(f"{path}: expected integer token ids [sequences, length], found {found}")

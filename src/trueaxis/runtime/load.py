@@ -13,7 +13,7 @@ from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.progress import hidden_bars
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.plain import write_plain
-from trueaxis.staging import staged_directory
+from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overw
 
     if dtype is not None and dtype not in DTYPES:
         raise TrueaxisError(f"dtype {dtype!r} is not one of: {', '.join(DTYPES)}")
+    check_free(Path(out), overwrite, [path])
     decoder = Decoder(path)
     wanted = getattr(torch, dtype) if dtype else None
     with staged_directory(Path(out), overwrite) as staging:

@@ -38,7 +38,9 @@ def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, sh
     }
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
     for file, names in split.filename_to_tensors.items():
+        # cloned: a tied tensor may share its storage with the other name, which safetensors refuses
         shard = {name: decoder.tensor(name, dtype).contiguous() for name in names}
+        shard |= {name: value.clone() for name, value in shard.items() if decoder.alias(name)}
         save_file(shard, directory / file, metadata={"format": "pt"})
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
