@@ -142,7 +142,9 @@ def test_any_shape_and_dtype(parts: Parts, tmp_path: Path, name: str, shape: lis
         if row[0] == name:
             row[1:3] = shape, dtype
     message = read_all(forge(tmp_path, changed))
-    assert message is None or name in message
+    # the two that share a stream no longer fit it together, whichever of them is read first
+    named = ("first", "second") if name in ("first", "second") else (name,)
+    assert message is None or any(one in message for one in named)
 
 
 @hostile
