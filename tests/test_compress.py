@@ -153,6 +153,14 @@ def test_target_below_the_minimum_says_it(model: Path, sources: Path, tmp_path: 
            size=int(minimum * 0.9))  # fmt: skip
 
 
+def test_target_above_what_the_tensors_can_use(model: Path, sources: Path, tmp_path: Path) -> None:
+    """Steps end where indices would leave the coder's range: the file is as good as there is one, and a note says so."""
+    report = trueaxis.compress(model, tmp_path / "out", bits=1e30, statistics=sources / "statistics.safetensors")
+    assert any("of the target" in note for note in report.notes)
+    assert max(row.relative_distortion for row in report.tensors) < 1e-4  # bfloat16, as the original
+    assert report.bits_per_param < 64
+
+
 @pytest.mark.parametrize(
     "target", [{"bits": None}, {"bits": 3.0, "size": 10**6}, {"bits": 0.0}, {"bits": -1.0}, {"bits": float("nan")},
                {"bits": float("inf")}, {"bits": None, "size": 0}, {"bits": None, "size": -5}]

@@ -21,6 +21,7 @@ from trueaxis.types import (
     CompressionReport,
     Evaluation,
     FormatError,
+    TargetError,
     TensorReport,
     TrueaxisError,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Evaluation",
     "FormatError",
     "Recipe",
+    "TargetError",
     "TensorReport",
     "TrueaxisError",
     "compare_coders",

@@ -81,7 +81,7 @@ def compress(
         files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
     else:
         files, found = prepared.fit(target), None
-    return prepared.save(files, Path(out), overwrite, begun, found)
+    return prepared.save(files, Path(out), overwrite, begun, target, found)
 
 
 def _target_bytes(

@@ -17,7 +17,7 @@ from typing import TypeVar
 from trueaxis.assemble import Assembled, write_files
 from trueaxis.evaluation import Comparison, read_evaluation, require_unseen
 from trueaxis.preparation import Prepared
-from trueaxis.types import Evaluation, TrueaxisError
+from trueaxis.types import Evaluation, TargetError, TrueaxisError
 
 ASSUMED_BITS = 4.0  # per parameter: the first trial, and the rate that axes are judged at while none is known
 MOST_BITS = 16.0
@@ -99,7 +99,7 @@ def compress_within(
     def trial(bits: float) -> tuple[tuple[Assembled, Evaluation], float] | None:
         try:
             files = prepared.fit(int(bits * prepared.checkpoint.parameters / 8))
-        except TrueaxisError:  # not even zeros are that small
+        except TargetError:  # not even zeros are that small
             return None
         with tempfile.TemporaryDirectory() as directory:
             write_files(files, prepared.checkpoint, Path(directory))

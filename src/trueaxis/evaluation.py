@@ -25,7 +25,7 @@ from trueaxis.container import Container, is_compressed
 from trueaxis.likelihood import kl_nats, same_choice, target_nats
 from trueaxis.metric.calibrate import check_ids, load_model, load_tokens, split_sequences, tokenize
 from trueaxis.metric.sketch import overlap, sketch
-from trueaxis.metric.source import TEXT_LENGTH, read_tokens
+from trueaxis.metric.source import read_tokens, text_length
 from trueaxis.metric.statistics import Statistics, load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
@@ -190,7 +190,7 @@ def _read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path |
     if bool(text) == (tokens is not None):
         raise CalibrationError("give what to evaluate on: either text files (--text) or token ids (--tokens), not both")
     if tokens is None:
-        ids = tokenize(path, text, TEXT_LENGTH)
+        ids = tokenize(path, text, text_length(path))
     else:
         ids = tokens if isinstance(tokens, np.ndarray) else load_tokens(tokens)
     if ids.ndim == 2 and ids.shape[1] < 2:

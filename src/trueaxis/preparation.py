@@ -34,7 +34,7 @@ from trueaxis.model.graph import trace
 from trueaxis.parallel import ordered_map
 from trueaxis.passes import Job, Passes
 from trueaxis.progress import Progress
-from trueaxis.quantize.budget import first_c, search
+from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
 from trueaxis.quantize.plan import Planner, reference_for
 from trueaxis.recipe import EFFORTS, Recipe
 from trueaxis.runtime.decode import Decoder
@@ -90,12 +90,19 @@ class Prepared:
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
         passes = Passes(self.jobs, effort, self.recipe.entropy, write, self.threads, self.progress)
         fixed = sum(entry.stored_bytes for entry in self.exact)
-        start = first_c([job.plan for job in self.jobs], 8.0 * max(target - fixed, 1))
+        plans = [job.plan for job in self.jobs]
+        start = first_c(plans, 8.0 * max(target - fixed, 1))
         size = sum(job.weight.size for job in self.jobs)
-        return search(passes, start, size, target, fixed, effort.learning_passes)
+        return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans))
 
     def save(
-        self, files: Assembled, out: Path, overwrite: bool, begun: float, evaluation: Evaluation | None = None
+        self,
+        files: Assembled,
+        out: Path,
+        overwrite: bool,
+        begun: float,
+        target: int | None = None,
+        evaluation: Evaluation | None = None,
     ) -> CompressionReport:
         """Writes and verifies the files; `out` appears whole or not at all.
 
@@ -104,6 +111,7 @@ class Prepared:
             out: Directory to create.
             overwrite: Replace `out` if it is not empty.
             begun: `time.perf_counter()` when the compression began, for the report.
+            target: Bytes that were asked for; a note says so where the file is well below.
             evaluation: What is known of the files on text, for the report.
         """
         with staged_directory(out, overwrite) as staging:
@@ -125,7 +133,7 @@ class Prepared:
                 recipe_hash=self.recipe.hash,
                 calibration=self.header["calibration"],
                 tensors=rows,
-                notes=blind_spots(self.weights, self.statistics),
+                notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
                 evaluation=evaluation,
             )
             (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
@@ -195,6 +203,15 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
     jobs = [job for group in ordered_map(prepared, spaces, threads) for job in group]
     plans = planner.balanced([job.plan for job in jobs])
     return [Job(job.weight, job.metric, job.aligned, plan) for job, plan in zip(jobs, plans, strict=True)]
+
+
+def _unused(file_bytes: int, target: int | None) -> list[str]:
+    if target is None or file_bytes >= target * ENOUGH:
+        return []
+    return [
+        f"the file takes {file_bytes / target:.1%} of the target of {target} bytes: the tensors are too small to hit it "
+        "closely, or their steps are already as fine as the format has them; more bytes would gain nothing"
+    ]
 
 
 def _peak_memory_bytes() -> int:

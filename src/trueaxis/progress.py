@@ -14,14 +14,16 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 @contextmanager
-def hidden_bars() -> Iterator[None]:
-    """While the context lasts, transformers draws no progress bars."""
+def quiet_loading() -> Iterator[None]:
+    """While the context lasts, transformers neither draws bars nor reports on keys: who loads looks at those itself."""
     from transformers.utils import logging
 
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

@@ -116,8 +116,9 @@ def sweep(
         compare, rows = Comparison(checkpoint.path, tokens, device, progress), []
         for rate, directory in zip(rates, directories, strict=True):
             started = time.perf_counter()
-            files = prepared.fit(int(rate * checkpoint.parameters / 8))
-            report = prepared.save(files, directory, overwrite=False, begun=started)
+            target = int(rate * checkpoint.parameters / 8)
+            files = prepared.fit(target)
+            report = prepared.save(files, directory, overwrite=False, begun=started, target=target)
             found = compare(directory)
             assert found.kl_nats is not None  # compared with a reference
             rows.append(SweepRow(

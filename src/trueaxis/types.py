@@ -34,6 +34,10 @@ class CalibrationError(TrueaxisError):
     """The calibration text or the statistics file does not serve this checkpoint."""
 
 
+class TargetError(TrueaxisError):
+    """No file is as small as was asked for; the message says the smallest."""
+
+
 class FormatError(TrueaxisError):
     """A compressed file is damaged, truncated, or written by a newer version."""
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from trueaxis.metric.calibrate import calibrate, load_model, load_tokens, tokenize
+from trueaxis.metric.source import text_length
 from trueaxis.metric.statistics import load_statistics, merge
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
@@ -158,3 +161,33 @@ def test_tokenize_errors(tmp_path: Path, tiny_llama: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CalibrationError, match=r"the tokenizer cannot be loaded"):
         tokenize(tmp_path, [text], 8)
+
+
+def test_text_is_cut_to_the_positions_that_a_model_has(tmp_path: Path) -> None:
+    for positions, expected in ((64, 64), (4096, 512)):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "gpt2", "n_positions": {positions}}}')
+        assert text_length(tmp_path) == expected
+    (tmp_path / "config.json").write_text('{"model_type": "unheard of"}')
+    assert text_length(tmp_path) == 512
+    with pytest.raises(CheckpointError, match="config.json"):
+        text_length(tmp_path / "absent")
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_not_run_with_random_numbers(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj\.weight: LlamaForCausalLM needs"):
+        load_model(Checkpoint.open(tmp_path / "model"))
+
+
+def test_a_tensor_too_many_is_not_reported_by_transformers(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({**load_file(file), "extra.weight": torch.zeros(4, 4)}, file, metadata={"format": "pt"})
+    load_model(Checkpoint.open(tmp_path / "model"))
+    assert "extra" not in caplog.text and "extra" not in "".join(capfd.readouterr())

@@ -197,7 +197,7 @@ def test_a_model_that_cannot_be_run(tmp_path: Path) -> None:
     (tmp_path / "original/config.json").write_text(json.dumps({**config, **changes}))
     report, statistics = _compress(tmp_path / "original", tmp_path)
     assert "UnheardOfForCausalLM" in statistics.unrun
-    assert len(report.notes) == 1
+    assert sum("the model was not run" in note for note in report.notes) == 1
     assert "every metric is the identity" in report.notes[0]
     assert not statistics.sums
     with pytest.raises(FormatError, match=r"UnheardOfForCausalLM.* are no models of transformers.*unpack"):

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trueaxis.quantize.budget import ENOUGH, LEARNING_PASSES, PASSES, first_c, search
+from trueaxis.quantize.budget import ENOUGH, LEARNING_PASSES, PASSES, finest_c, first_c, search
 from trueaxis.quantize.plan import Planner
 from trueaxis.recipe import Feedback, RoundToNearest
-from trueaxis.types import Metric, TrueaxisError, Weight
+from trueaxis.types import Metric, TargetError, TrueaxisError, Weight
 
 WEIGHTS = 1_000_000
 FIXED = 5_000
@@ -138,6 +138,23 @@ def test_target_above_every_size_ends_at_the_largest_found() -> None:
     """A file cannot be padded: where no step is small enough the result is what there is."""
     found, _ = settle(lambda c, _: min(gaussian_bytes(c), 400_000), 500_000)
     assert found.file_bytes == 400_000
+
+
+def test_the_finest_c_is_never_undercut() -> None:
+    """Below it indices leave the coder's range; what fits there is what there is."""
+    run = Passes(lambda c, _: gaussian_bytes(c) if c >= 2.0**-16 else 10**9)
+    found = search(run, 1.0, WEIGHTS, 10**7, FIXED, finest=2.0**-16)
+    assert found.file_bytes == int(gaussian_bytes(2.0**-16))
+    assert run.calls < PASSES
+    with pytest.raises(TargetError):
+        search(run, 2.0**-20, WEIGHTS, 100, FIXED, finest=2.0**-16)
+
+
+def test_the_finest_c_keeps_the_largest_weight_in_range() -> None:
+    weight = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
+    plan = Planner(Feedback()).plan(Weight("w", weight.shape, "F32", "linear", "s"), weight, Metric(np.eye(16)))
+    steps = 2 * finest_c([plan]) * plan.column_steps * plan.row_steps
+    assert np.abs(weight / steps).max() == pytest.approx(2.0**22)
 
 
 @pytest.mark.parametrize("target", [7, 31, 100])

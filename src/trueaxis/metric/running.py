@@ -19,7 +19,7 @@ import torch
 
 from trueaxis.model.architecture import architecture, submodule
 from trueaxis.model.checkpoint import Checkpoint
-from trueaxis.progress import hidden_bars
+from trueaxis.progress import quiet_loading
 from trueaxis.types import CheckpointError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a block, its hidden states left out
@@ -36,13 +36,18 @@ def load_model(checkpoint: Checkpoint) -> Any:
         names = checkpoint.config.get("architectures"), checkpoint.config.get("model_type")
         raise CheckpointError(f"{checkpoint.path}: transformers does not know architectures {names[0]} ({names[1]})")
     try:
-        with hidden_bars():
-            model = found[1].from_pretrained(
+        with quiet_loading():
+            model, keys = found[1].from_pretrained(
                 checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                trust_remote_code=False,
+                trust_remote_code=False, output_loading_info=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
+    if keys["missing_keys"]:
+        raise CheckpointError(
+            f"{min(keys['missing_keys'])}: {type(model).__name__} needs this tensor, but {checkpoint.path} lacks it, and "
+            "would run with random numbers in its place; correct 'architectures' in config.json or the weights"
+        )
     return model.eval().requires_grad_(False)
 
 

@@ -12,7 +12,8 @@ from trueaxis.metric.calibrate import calibrate, load_tokens, minimum_tokens, to
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
-from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.architecture import architecture
+from trueaxis.model.checkpoint import Checkpoint, read_json
 from trueaxis.progress import Progress
 from trueaxis.types import Array, CalibrationError, Weight
 
@@ -82,5 +83,11 @@ def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Arra
     arrays = [np.asarray(load_tokens(file), np.int64) for file in files if str(file).endswith(".npy")]
     texts = [file for file in files if not str(file).endswith(".npy")]
     if texts:
-        arrays.append(tokenize(directory, texts, TEXT_LENGTH))
+        arrays.append(tokenize(directory, texts, text_length(directory)))
     return arrays
+
+
+def text_length(directory: str | Path) -> int:
+    """Tokens per sequence that text is cut into: 512, or as many positions as the model of `directory` has."""
+    found = architecture(read_json(Path(directory) / "config.json"))
+    return min(TEXT_LENGTH, getattr(found[0], "max_position_embeddings", None) or TEXT_LENGTH) if found else TEXT_LENGTH

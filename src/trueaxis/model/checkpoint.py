@@ -79,7 +79,7 @@ class Checkpoint:
         directory = Path(path)
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: expected a checkpoint directory, found none; check the path")
-        config = _read_json(directory / "config.json")
+        config = read_json(directory / "config.json")
         if "quantization_config" in config:
             raise CheckpointError(
                 f"{directory / 'config.json'}: expected an unquantized checkpoint, found a quantization_config; "
@@ -169,7 +169,12 @@ def _is_copied(file_name: str) -> bool:
     return file_name.endswith(_COPIED_SUFFIXES) or file_name.upper().startswith("LICENSE")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object in a file of a checkpoint.
+
+    Raises:
+        CheckpointError: There is no such file, or something else is in it.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -186,7 +191,7 @@ def _read_entries(directory: Path) -> dict[str, Entry]:
         return _read_header(directory / _SINGLE_FILE)
     if not (directory / _INDEX_FILE).is_file():
         raise CheckpointError(_no_weights(directory))
-    weight_map = _read_json(directory / _INDEX_FILE).get("weight_map")
+    weight_map = read_json(directory / _INDEX_FILE).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{directory / _INDEX_FILE}: expected a weight_map from tensor to shard, found none")
     entries: dict[str, Entry] = {}

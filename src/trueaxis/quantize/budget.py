@@ -17,13 +17,14 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 
 from trueaxis.quantize.plan import Plan
-from trueaxis.types import TrueaxisError
+from trueaxis.types import TargetError
 
 AIM = 0.9985  # of the target; what the search heads for
 ENOUGH = 0.997  # of the target; less than this is searched on
 PASSES = 14
 NARROW = 2.0**-11  # octaves of c: where the sizes at both ends of less than this miss, the tensors are too small to hit
 LEARNING_PASSES = 2  # what passes learn changes the size by less than 0.03 % after so many
+LARGEST_INDEX = 2.0**22  # at the finest c: a quarter of the coder's range, since feedback moves what is rounded
 WIDEST = 20.0  # octaves of c above the first guess at which everything is zero
 
 
@@ -54,6 +55,16 @@ def first_c(plans: Sequence[Plan], target_bits: float) -> float:
         bits = float((count * 0.5 * np.log2(1 + 17 * energy / 4.0**middle)).sum())
         low, high = (middle, high) if bits > target_bits else (low, middle)
     return 2.0**high
+
+
+def finest_c(plans: Sequence[Plan]) -> float:
+    """c below which the largest weights would leave the coder's range of indices; far finer than float16's steps."""
+    largest = 0.0
+    for plan in plans:
+        groups = np.arange(plan.weight.shape[1]) // plan.group
+        scaled = np.abs(plan.weight) / (2 * plan.column_steps * plan.row_steps[:, groups])
+        largest = max(largest, float(scaled.max(initial=0.0)))
+    return largest / LARGEST_INDEX
 
 
 @dataclass
@@ -103,6 +114,7 @@ def search(
     target: int,
     fixed: int,
     learning_passes: int = LEARNING_PASSES,
+    finest: float = 0.0,
 ) -> P:
     """Runs passes until the file fits the target closely.
 
@@ -113,30 +125,33 @@ def search(
         target: Bytes not to exceed.
         fixed: Bytes that no step changes, for the message of an unreachable target.
         learning_passes: Passes after which size is a function of c.
+        finest: Smallest c to try; where even that leaves the file below the target, that file is the result.
 
     Raises:
-        TrueaxisError: Even with every quantized weight zero the file is above the target; says the minimum.
+        TargetError: Even with every quantized weight zero the file is above the target; says the minimum.
     """
     state: _Search[P] = _Search(target, slope=-weights / 8)
-    position, first = math.log2(start), math.log2(start)
+    floor = math.log2(finest) if finest > 0 else -math.inf
+    position = first = max(math.log2(start), floor)
     for number in range(PASSES if fixed <= target else 0):
         result = run(2.0**position)
         state.record(position, result)
-        fits = target * ENOUGH <= result.file_bytes <= target
+        spent = result.file_bytes >= target * ENOUGH or position == floor
+        fits = spent and result.file_bytes <= target
         if fits and number >= learning_passes:
             return result
         if number < learning_passes:
             state.best = state.above = state.below = None
         if state.is_narrow:
             break
-        position = state.next()
+        position = max(state.next(), floor)
         if position > first + WIDEST:
             break
     if state.best is not None:
         return state.best
     smallest = run(2.0 ** (first + WIDEST))
     if smallest.file_bytes > target:
-        raise TrueaxisError(_too_small(target, smallest.file_bytes))
+        raise TargetError(_too_small(target, smallest.file_bytes))
     return smallest
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trueaxis.container import CONFIG
 from trueaxis.parallel import default_threads, ordered_map
-from trueaxis.progress import hidden_bars
+from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.plain import write_plain
 from trueaxis.staging import check_free, staged_directory
@@ -45,7 +45,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
     state = decoder.tensors(wanted)
-    with hidden_bars():
+    with quiet_loading():
         # transformers renames and fuses what the checkpoint names otherwise than the running model.
         model, found = cls.from_pretrained(
             None, config=config, state_dict=state, dtype=wanted, output_loading_info=True
