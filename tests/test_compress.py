@@ -154,7 +154,7 @@ def test_target_below_the_minimum_says_it(model: Path, sources: Path, tmp_path: 
 
 
 def test_target_above_what_the_tensors_can_use(model: Path, sources: Path, tmp_path: Path) -> None:
-    """Steps end where indices would leave the coder's range: the file is as good as there is one, and a note says so."""
+    """Steps end where indices would leave the coder's range; a note says so."""
     report = trueaxis.compress(model, tmp_path / "out", bits=1e30, statistics=sources / "statistics.safetensors")
     assert any("of the target" in note for note in report.notes)
     assert max(row.relative_distortion for row in report.tensors) < 1e-4  # bfloat16, as the original

@@ -209,8 +209,8 @@ def _unused(file_bytes: int, target: int | None) -> list[str]:
     if target is None or file_bytes >= target * ENOUGH:
         return []
     return [
-        f"the file takes {file_bytes / target:.1%} of the target of {target} bytes: the tensors are too small to hit it "
-        "closely, or their steps are already as fine as the format has them; more bytes would gain nothing"
+        f"the file takes {file_bytes / target:.1%} of the target of {target} bytes: the tensors are too small to "
+        "hit it closely, or their steps are already as fine as the format has them; more bytes would gain nothing"
     ]
 
 

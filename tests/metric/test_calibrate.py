@@ -169,7 +169,7 @@ def test_text_is_cut_to_the_positions_that_a_model_has(tmp_path: Path) -> None:
         assert text_length(tmp_path) == expected
     (tmp_path / "config.json").write_text('{"model_type": "unheard of"}')
     assert text_length(tmp_path) == 512
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         text_length(tmp_path / "absent")
 
 

@@ -45,8 +45,8 @@ def load_model(checkpoint: Checkpoint) -> Any:
         raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
     if keys["missing_keys"]:
         raise CheckpointError(
-            f"{min(keys['missing_keys'])}: {type(model).__name__} needs this tensor, but {checkpoint.path} lacks it, and "
-            "would run with random numbers in its place; correct 'architectures' in config.json or the weights"
+            f"{min(keys['missing_keys'])}: {type(model).__name__} needs this tensor, but {checkpoint.path} lacks it, "
+            "and would run with random numbers in its place; correct 'architectures' in config.json or the weights"
         )
     return model.eval().requires_grad_(False)
 
