@@ -41,54 +41,75 @@ CLONES void classify(const int32_t* row_codes, int32_t column_code, int shift, i
         found[i] = static_cast<uint8_t>(std::clamp((row_codes[i] + column_code) >> shift, 0, classes - 1));
 }
 
-// What settling a column needs besides the column: buffers of one thread, and residuals summed apart for odd rows.
-struct Settled {
-    std::vector<float> steps;      // [m] column step * row step
-    std::vector<float> residuals;  // [m] |x| - |u|
-    std::vector<int32_t> cells;    // [m] (q * classes + class) * 2 + (|k| >= 2)
-    std::vector<double> sums;      // [2, cells]
-    std::vector<int64_t> counts;   // [2, cells]
+// A column's path in numbers, and residuals |x| - |u| summed by (quantizer, class, |k| >= 2); buffers of one thread.
+class Settled {
+   public:
     Settled(size_t rows, int classes)
-        : steps(rows), residuals(rows), cells(rows), sums(8 * static_cast<size_t>(classes)), counts(sums.size()) {}
+        : steps(rows),
+          cells(4 * static_cast<size_t>(classes)),
+          residuals_(rows),
+          places_(rows),
+          sums_(kSums * (cells + 1)),
+          counts_(sums_.size()) {}
+
+    std::vector<float> steps;  // [m] column step * row step
+    const size_t cells;
+
+    // Indices and errors of the path found.
+    void settle(const Column& column, const float* offsets, int classes, const float* weights, int32_t* indices,
+                float* errors) {
+        settle_rows(column.rows(), column.targets.data(), column.branches.data(), column.choices.data(),
+                    column.classes.data(), steps.data(), weights, offsets, classes, indices, errors, residuals_.data(),
+                    places_.data());
+        // the next row rarely waits for the sum that the last one changed
+        for (size_t i = 0; i < places_.size(); ++i) {
+            const size_t at = static_cast<size_t>(places_[i]) + i % kSums * (cells + 1);
+            sums_[at] += static_cast<double>(residuals_[i]);
+            ++counts_[at];
+        }
+    }
+
+    void add_to(double* sums, double* counts) const {
+        for (size_t at = 0; at < sums_.size(); ++at) {
+            const size_t cell = at % (cells + 1);
+            if (cell == cells) continue;
+            sums[cell] += sums_[at];
+            counts[cell] += static_cast<double>(counts_[at]);
+        }
+    }
+
+   private:
+    static constexpr size_t kSums = 4;
+
+    // Zeros go to a place of their own behind the cells.
+    CLONES static void settle_rows(size_t rows, const float* __restrict targets, const uint8_t* __restrict branches,
+                                   const uint8_t* __restrict choices, const uint8_t* __restrict column_classes,
+                                   const float* __restrict steps, const float* __restrict weights,
+                                   const float* __restrict offsets, int classes, int32_t* __restrict indices,
+                                   float* __restrict errors, float* __restrict residuals,
+                                   int32_t* __restrict places) {
+        for (size_t i = 0; i < rows; ++i) {
+            const int branch = branches[i];
+            const int q = branch >> 1;
+            const float x = std::fabs(targets[i]);
+            const int magnitude = magnitude_of(x, branch, choices[i]);
+            const int position = position_of(q, magnitude);
+            const int cell = (q * classes + column_classes[i]) * 2 + (magnitude >= 2 ? 1 : 0);
+            const int sign = targets[i] < 0.0F ? -1 : 1;
+            const float offset = offsets[cell] * static_cast<float>(magnitude != 0);
+            const float value = static_cast<float>(sign) * (static_cast<float>(position) + offset);
+            indices[i] = sign * magnitude;
+            errors[i] = value * steps[i] - weights[i];
+            residuals[i] = x - static_cast<float>(position);
+            places[i] = magnitude == 0 ? 4 * classes : cell;
+        }
+    }
+
+    std::vector<float> residuals_;
+    std::vector<int32_t> places_;
+    std::vector<double> sums_;  // [kSums, cells + 1]
+    std::vector<int64_t> counts_;
 };
-
-// Indices, errors and residuals of the path found.
-CLONES void settle(const Column& column, const float* offsets, int classes, const float* weights, Settled& settled,
-                   int32_t* indices, float* errors) {
-    const size_t rows = column.rows();
-    const float* targets = column.targets.data();
-    const uint8_t* branches = column.branches.data();
-    const uint8_t* choices = column.choices.data();
-    const uint8_t* columns_classes = column.classes.data();
-    const float* steps = settled.steps.data();
-    float* residuals = settled.residuals.data();
-    int32_t* cells = settled.cells.data();
-    for (size_t i = 0; i < rows; ++i) {
-        const int branch = branches[i];
-        const int q = branch >> 1;
-        const float x = std::fabs(targets[i]);
-        const int magnitude = magnitude_of(x, branch, choices[i]);
-        const int position = position_of(q, magnitude);
-        const int cell = (q * classes + columns_classes[i]) * 2 + (magnitude >= 2 ? 1 : 0);
-        const float offset = magnitude == 0 ? 0.0F : offsets[cell];
-        const float value = static_cast<float>(position) + offset;
-        const bool negative = targets[i] < 0.0F;
-        indices[i] = negative ? -magnitude : magnitude;
-        errors[i] = (negative ? -value : value) * steps[i] - weights[i];
-        residuals[i] = x - static_cast<float>(position);
-        cells[i] = magnitude == 0 ? -1 : cell;
-    }
-}
-
-void add_residuals(Settled& settled) {
-    const size_t half = settled.sums.size() / 2;
-    for (size_t i = 0; i < settled.cells.size(); ++i) {
-        if (settled.cells[i] < 0) continue;
-        const size_t at = static_cast<size_t>(settled.cells[i]) + (i % 2) * half;
-        settled.sums[at] += static_cast<double>(settled.residuals[i]);
-        ++settled.counts[at];
-    }
-}
 
 // Targets and classes of column j, in fine grid units, and its scale code: mean |k| after the rows' own scales are
 // taken out, in codes per octave.
@@ -120,18 +141,12 @@ void quantize_block(const RoundingModel& model, const FeedbackBlock& block) {
         measure_column(rounding, block, j, row_scales, settled, column);
         search_path(rounding, column);
         float* error = block.errors + j * rows;
-        settle(column, model.offsets, model.classes, block.weights + j * rows, settled, block.indices + j * rows,
-               error);
-        add_residuals(settled);
+        settled.settle(column, model.offsets, model.classes, block.weights + j * rows, block.indices + j * rows, error);
         if (block.factor == nullptr) continue;
         for (size_t i = 0; i < j; ++i)
             subtract_scaled(block.targets + i * rows, error, block.factor[j * block.columns + i], rows);
     }
-    const size_t cells = settled.sums.size() / 2;
-    for (size_t cell = 0; cell < cells; ++cell) {
-        block.residual_sums[cell] += settled.sums[cell] + settled.sums[cell + cells];
-        block.residual_counts[cell] += static_cast<double>(settled.counts[cell] + settled.counts[cell + cells]);
-    }
+    settled.add_to(block.residual_sums, block.residual_counts);
 }
 
 }  // namespace trueaxis

@@ -75,7 +75,8 @@ inline int magnitude_below(float x, int quantizer) {
 // Magnitude that a branch stands for, given the row's packed choices.
 inline int magnitude_of(float x, int branch, int choices) {
     const int choice = choices >> (2 * branch) & 3;
-    return choice == 2 ? 0 : magnitude_below(x, branch >> 1) + choice;
+    const int magnitude = magnitude_below(x, branch >> 1) + choice;
+    return choice == 2 ? 0 : magnitude;
 }
 
 // Fills `branches`, given targets and classes.

@@ -168,7 +168,7 @@ def prepare(
         if weight.role == "exact":
             check_finite(weight.name, checkpoint.tensor(weight.name))
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    network = Network(checkpoint, weights, measured, 8.0 * expected, seed)
+    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _jobs(network, alignment, recipe, threads, progress)

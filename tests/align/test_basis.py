@@ -53,6 +53,6 @@ def test_white_weights_save_nothing() -> None:
 
 
 def test_ties_go_to_the_first_name() -> None:
-    name, axes = best(("identity", "hadamard"), [Term(np.eye(4), 10, None, 1.0)], 0.1, 0)
-    assert name == "identity"
+    name, axes, saved = best(("identity", "hadamard"), [Term(np.eye(4), 10, None, 1.0)], 0.1, 0)
+    assert (name, saved) == ("identity", 0.0)
     np.testing.assert_array_equal(axes, np.eye(4))

@@ -19,6 +19,7 @@ from trueaxis.align.maps import Map, Planes, Rotate, Step
 from trueaxis.align.network import Change, Network
 from trueaxis.align.part import Part, chosen_axes, join, within
 from trueaxis.model.architecture import skeleton
+from trueaxis.parallel import ordered_map
 from trueaxis.types import Array, Weight
 
 ANGLES = 64
@@ -46,19 +47,18 @@ def heads(network: Network, axes: str) -> Part:
     """One orthogonal A per key-value head: its value rows A·V, and O·Aᵀ in every query head that reads it."""
     changes: dict[str, Change] = {}
     names, saved = [], []
-    for block in network.blocks:
-        found = attention(network, block)
-        if found is None:
-            continue
-        blocks = []
-        for terms in _value_terms(network, found):
-            name, rotation, gain = chosen_axes(axes, terms, network)
-            blocks.append(rotation)
-            names.append(name)
-            saved.append(gain)
+    known = [found for block in network.blocks if (found := attention(network, block)) is not None]
+
+    def chosen_heads(found: Attention) -> list[tuple[str, Array, float]]:
+        return [chosen_axes(axes, terms, network) for terms in _value_terms(network, found)]
+
+    for found, heads_of_block in zip(known, ordered_map(chosen_heads, known, network.threads), strict=True):
+        names += [name for name, _, _ in heads_of_block]
+        saved += [gain for _, _, gain in heads_of_block]
         chosen = f"heads:{max(set(names), key=names.count)}"
-        _turn(changes, chosen, found.value, Rotate(np.stack(blocks)))
-        read = Rotate(np.repeat(np.stack(blocks), found.groups, axis=0))
+        blocks = np.stack([rotation for _, rotation, _ in heads_of_block])
+        _turn(changes, chosen, found.value, Rotate(blocks))
+        read = Rotate(np.repeat(blocks, found.groups, axis=0))
         join(changes, found.output.name, Change(chosen, (read,)))
     if not changes:
         return Part("heads", "no attention whose heads are known")

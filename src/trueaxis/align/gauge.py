@@ -19,6 +19,7 @@ from trueaxis.align.symmetry import SYMMETRIES
 from trueaxis.metric.running import forward, load_model
 from trueaxis.metric.sensitivity import Output, Reference
 from trueaxis.model.architecture import locate, parameter
+from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Gauge, Identity
 
 LARGEST_KL_NATS = 1e-6
@@ -75,24 +76,27 @@ def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
     generator = np.random.default_rng(network.seed)
     ids = torch.from_numpy(generator.choice(counts.size, CHECK_TOKENS, p=counts / counts.sum()))
     with torch.inference_mode():
-        original, gauged = load_model(network.checkpoint), _gauged_model(network, _joined(parts))
-        expected = Reference(Output.of(original, forward(original, ids)), [], ids.numel())
-        return expected.change(Output.of(gauged, forward(gauged, ids))) / ids.numel()
+        model = load_model(network.checkpoint)
+        expected = Reference(Output.of(model, forward(model, ids)), [], ids.numel())
+        _move(network, model, _joined(parts))
+        return expected.change(Output.of(model, forward(model, ids))) / ids.numel()
 
 
-def _gauged_model(network: Network, changes: dict[str, Change]) -> Any:
-    """The running model with its parameters in new coordinates, float32."""
+def _move(network: Network, model: Any, changes: dict[str, Change]) -> None:
+    """Takes the parameters of the running model to new coordinates, in place."""
     import torch
 
-    model = load_model(network.checkpoint)
     places = {weight.name: locate(model, weight.place) for weight in network.weights if weight.place is not None}
     biases = {
         weight.bias: parameter(model, f"{weight.place.module}.bias")
         for weight in network.weights
         if weight.bias is not None and weight.place is not None
     }
-    for name, change in changes.items():
+
+    def move(name: str) -> None:
         found = places.get(name, biases.get(name))
         found = parameter(model, name) if found is None else found
-        found.copy_(torch.from_numpy(change.loaded(found.double().numpy())))
-    return model
+        with torch.inference_mode():  # of this thread
+            found.copy_(torch.from_numpy(changes[name].loaded(found.numpy())))
+
+    ordered_map(move, changes, network.threads)

@@ -3,7 +3,7 @@
     W′ = T_out W T_in⁻¹        H′ = T_in H T_inᵀ        b′ = T_out b
 
 A map is a tuple of steps, applied first to last. Every step knows two things: what it does to the rows of an array
-(T X) and what its inverse does to the columns of one (X T⁻¹). All of it is float64 NumPy.
+(T X) and what its inverse does to the columns of one (X T⁻¹), float32 or float64 as it comes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class Unscale:
     factors: Array
 
     def rows(self, values: Array) -> Array:
-        return values * np.divide(1.0, self.factors, out=np.zeros_like(self.factors), where=self.factors != 0)[:, None]
+        inverse = np.divide(1.0, self.factors, out=np.zeros_like(self.factors), where=self.factors != 0)
+        return values * inverse.astype(values.dtype)[:, None]
 
     def columns(self, values: Array) -> Array:
-        return values * self.factors
+        return values * self.factors.astype(values.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,11 @@ class Rotate:
     blocks: Array
 
     def rows(self, values: Array) -> Array:
+        import torch  # minds the number of threads
+
         count, side, _ = self.blocks.shape
-        return (self.blocks @ values.reshape(count, side, -1)).reshape(values.shape)
+        blocks = torch.from_numpy(self.blocks.astype(values.dtype, copy=False))
+        return (blocks @ torch.from_numpy(values.reshape(count, side, -1))).numpy().reshape(values.shape)
 
     def columns(self, values: Array) -> Array:
         return self.rows(values.T).T

@@ -19,6 +19,7 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import Family, family_of
 from trueaxis.model.graph import route
+from trueaxis.parallel import ordered_map
 from trueaxis.runtime.transforms import reflected, reflection
 from trueaxis.types import Aligned, Array, Metric, Weight
 
@@ -68,11 +69,11 @@ class Change:
         )
 
     def tensor(self, values: Array) -> Array:
-        """The tensor in new coordinates, float64: a matrix [m, n], a bias [m], or a norm [n]."""
+        """The tensor in new coordinates, of the same dtype: a matrix [m, n], a bias [m], or a norm [n]."""
         if self.constant is not None:
-            return np.full(values.shape, self.constant)
-        moved = values.astype(np.float64)
-        moved = on_rows(self.writes, moved if self.added is None else moved + self.added)
+            return np.full(values.shape, self.constant, values.dtype)
+        moved = values if self.added is None else values + self.added.astype(values.dtype)
+        moved = on_rows(self.writes, moved)
         return moved if moved.ndim == 1 else on_columns(self.reads, moved)
 
     def loaded(self, values: Array) -> Array:
@@ -106,7 +107,7 @@ class Alignment:
 
         Args:
             weight: Which one.
-            matrix: W [m, n].
+            matrix: W [m, n] float32.
             metric: In the original coordinates.
             moments: Transformed moments by space, filled and used by calls for one space after another.
         """
@@ -122,7 +123,7 @@ class Alignment:
                 moments[weight.space], metric.row_weights, metric.sensitivity, metric.embedding_weights
             )  # fmt: skip
         transforms = (reflection(change.reflected),) if change.reflected else ()
-        return Aligned(change.coordinates, change.tensor(matrix).astype(np.float32), moved, transforms)
+        return Aligned(change.coordinates, change.tensor(matrix), moved, transforms)
 
     def exact(self, checkpoint: Checkpoint, weight: Weight) -> torch.Tensor:
         """A norm or bias in new coordinates, in its own dtype."""
@@ -142,6 +143,7 @@ class Network:
         statistics: Of the same checkpoint.
         target_bits: Of all quantized weights together; sets the water level by which axes are judged.
         seed: Of random axes.
+        threads: Blocks or spaces side by side; nothing depends on it.
     """
 
     checkpoint: Checkpoint
@@ -149,6 +151,7 @@ class Network:
     statistics: Statistics
     target_bits: float
     seed: int = 0
+    threads: int = 1
 
     @cached_property
     def family(self) -> Family | None:
@@ -226,7 +229,9 @@ class Network:
     def _columns(self) -> dict[str, _Columns]:
         """Of every quantized matrix; those that share a space share a factorization."""
         found: dict[str, _Columns] = {}
-        squares: dict[str, Array] = {}
+        readers = {weight.space: weight for weight in self.weights if weight.role not in ("exact", "embedding")}
+        energies = ordered_map(lambda weight: _conditional_energies(self.metric(weight)), readers.values(), self.threads)
+        squares = dict(zip(readers, energies, strict=True))
         for weight in self.weights:
             if weight.role == "exact":
                 continue
@@ -236,10 +241,7 @@ class Network:
             if metric.row_weights is not None:
                 worth = worth * float(metric.row_weights.mean())
             elif metric.second_moment is not None:
-                space = str(weight.space)
-                if space not in squares:
-                    squares[space] = _conditional_energies(metric.second_moment)
-                worth = worth * squares[space]
+                worth = worth * squares[weight.space]
             found[weight.name] = _Columns(float(weight.shape[0]), float(energy.mean()), worth)
         return found
 
@@ -270,8 +272,11 @@ class _Columns(NamedTuple):
     worth: Array
 
 
-def _conditional_energies(second_moment: Array) -> Array:
-    """C_jj² [n], columns visited in ascending order of energy."""
+def _conditional_energies(metric: Metric) -> Array:
+    """C_jj² [n], columns visited in ascending order of energy; nothing without a moment."""
+    second_moment = metric.second_moment
+    if second_moment is None:
+        return np.empty(0)
     order = np.argsort(-np.diag(second_moment), kind="stable")
     factor, _ = damped_cholesky(second_moment[np.ix_(order, order)], DAMPING)
     found = np.empty(order.size)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from trueaxis.align.basis import AXES, Term, best, estimated_bits
+from trueaxis.align.basis import Term, best
 from trueaxis.align.maps import Step, Within
 from trueaxis.align.network import Change, Network
 from trueaxis.types import Array
@@ -33,10 +33,7 @@ class Part:
 
 def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str, Array, float]:
     """(name, R, bits saved per weight) of the axes named, or of the best of all."""
-    names = ("identity", "joint") if axes == "best" else (axes,)
-    name, rotation = best(names, terms, network.water, network.seed)
-    own = estimated_bits(AXES["identity"](terms, network.water, 0), terms, network.water)
-    return name, rotation, own - estimated_bits(rotation, terms, network.water)
+    return best(("identity", "joint") if axes == "best" else (axes,), terms, network.water, network.seed)
 
 
 def within(part: Array, step: Step, size: int) -> Step:

@@ -118,7 +118,7 @@ def _rows_of(weight: Weight, statistics: Statistics) -> Array:
 
 
 def distance(error: Array, metric: Metric) -> float:
-    """D of an error E [m, n], without the sensitivity factor.
+    """D of an error E [m, n], without the sensitivity factor; products in the error's own dtype, sums in float64.
 
     Example:
         >>> distance(np.ones((2, 3)), Metric(2 * np.eye(3)))
@@ -126,12 +126,11 @@ def distance(error: Array, metric: Metric) -> float:
     """
     import torch
 
-    error = np.asarray(error, np.float64)
-    squares = np.einsum("ij,ij->i", error, error)
+    squares = np.einsum("ij,ij->i", error, error, dtype=np.float64)
     rows = squares
     if metric.second_moment is not None:  # torch minds the number of threads; the BLAS of NumPy does not
-        moved = torch.from_numpy(error) @ torch.from_numpy(np.asarray(metric.second_moment, np.float64))
-        rows = np.einsum("ij,ij->i", moved.numpy(), error)
+        moved = torch.from_numpy(error) @ torch.from_numpy(metric.second_moment.astype(error.dtype, copy=False))
+        rows = np.einsum("ij,ij->i", moved.numpy(), error, dtype=np.float64)
     total = rows.sum() if metric.row_weights is None else rows @ metric.row_weights
     if metric.embedding_weights is not None:
         total += squares @ metric.embedding_weights
@@ -161,14 +160,15 @@ def damped_cholesky(second_moment: Array, start: float = 1e-6) -> tuple[Array, f
     if not np.isfinite(second_moment).all():
         raise CalibrationError(f"metric {list(second_moment.shape)} holds NaN or Inf; calibrate again")
     matrix = torch.from_numpy(np.asarray((second_moment + second_moment.T) / 2, np.float64))
-    scale = float(matrix.diagonal().abs().mean()) or float(matrix.abs().max())
-    identity = torch.eye(matrix.shape[0], dtype=torch.float64)
+    diagonal = matrix.diagonal().clone()
+    scale = float(diagonal.abs().mean()) or float(matrix.abs().max())
     if scale < np.finfo(np.float64).tiny:
-        return math.sqrt(ZERO_METRIC_DAMPING) * identity.numpy(), ZERO_METRIC_DAMPING
+        return math.sqrt(ZERO_METRIC_DAMPING) * np.eye(matrix.shape[0]), ZERO_METRIC_DAMPING
     relative = start
     while True:  # ends: a multiple of I above the spectral radius, at most n · max |H|, is reached
-        factor, failure = torch.linalg.cholesky_ex(matrix + relative * scale * identity)
-        if not int(failure) and bool(torch.isfinite(factor).all()):
+        matrix.diagonal().copy_(diagonal + relative * scale)
+        factor, failure = torch.linalg.cholesky_ex(matrix)
+        if not int(failure) and bool(torch.isfinite(factor.diagonal()).all()):
             return factor.numpy(), relative * scale
         relative = max(relative * 10, 1e-12)
 

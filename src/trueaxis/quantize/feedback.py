@@ -2,9 +2,9 @@
 
     t_j = w_j − Σ_{i>j} e_i C_ij / C_jj      k_j = round(t_j / Δ_j)      e_j = ŵ_j − w_j      D = ‖E C‖²
 
-Columns are visited from the last to the first in the plan's order. Inside a block the C++ core quantizes column by
-column, along the plan's trellis (cpp/feedback.hpp); the errors of a finished block then reach all remaining columns
-by one product.
+Columns are visited from the last to the first in the plan's order. A block of columns first takes up the errors of all
+columns visited before it, by one product; inside it the C++ core quantizes column by column, along the plan's trellis
+(cpp/feedback.hpp).
 """
 
 from __future__ import annotations
@@ -136,11 +136,12 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
     indices, errors = np.empty((columns, rows), np.int32), np.empty((columns, rows), np.float32)
     scale_codes, gains = np.empty(columns, np.int32), np.empty(columns, np.int32)
     for stop in range(columns, 0, -BLOCK):
-        block, left = slice(max(0, stop - BLOCK), stop), slice(0, max(0, stop - BLOCK))
-        indices[block], errors[block], scale_codes[block], gains[block] = ROUNDERS[plan.rounding](work, block)
-        feedback = work.feedback(block, left)
+        block, visited = slice(max(0, stop - BLOCK), stop), slice(stop, columns)
+        feedback = work.feedback(visited, block)
         if feedback is not None:
-            torch.from_numpy(targets[left]).sub_(torch.from_numpy(feedback.T) @ torch.from_numpy(errors[block]))
+            moved, found = torch.from_numpy(feedback).t(), torch.from_numpy(errors[visited])
+            torch.from_numpy(targets[block]).addmm_(moved, found, alpha=-1)
+        indices[block], errors[block], scale_codes[block], gains[block] = ROUNDERS[plan.rounding](work, block)
     back = np.argsort(plan.order)
     grid = replace(grid, column_codes=grid.column_codes + gains[back])
     contexts = Contexts(row_codes, scale_codes[back], shift)
