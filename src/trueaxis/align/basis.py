@@ -246,14 +246,14 @@ def _fed_back(axes: torch.Tensor, moment: torch.Tensor, energies: torch.Tensor) 
     moved = axes.detach() @ moment
     order = torch.argsort((moved * axes.detach()).sum(dim=1), descending=True, stable=True)
     half = axes[order] @ moved[order].T
-    squares = _factor(half + half.T - half.detach()).square()
+    squares = damped_factor(half + half.T - half.detach()).square()
     worth, sorted_energies = squares.diagonal(), energies[:, order]
     errors = sorted_energies / (1 + ERRORS * sorted_energies * worth)
     back = torch.argsort(order)
     return worth[back], (errors @ squares.tril(-1))[:, back]
 
 
-def _factor(moment: torch.Tensor) -> torch.Tensor:
+def damped_factor(moment: torch.Tensor) -> torch.Tensor:
     """Lower Cholesky factor of H + δ·mean(diag H)·I, δ growing until there is one."""
     import torch
 

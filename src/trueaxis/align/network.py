@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import STEP_ENERGY, Term
+from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor
 from trueaxis.align.maps import Map, moment, on_columns, on_rows
-from trueaxis.metric.metric import damped_cholesky, metric_for
+from trueaxis.metric.metric import metric_for
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import Family, family_of
@@ -26,7 +26,6 @@ from trueaxis.types import Aligned, Array, Metric, Weight
 if TYPE_CHECKING:
     import torch
 
-DAMPING = 1e-3
 TINY = 1e-30
 LARGEST_OCTAVES = 50.0  # of the water level: far more bits than any weight has
 
@@ -170,9 +169,9 @@ class Network:
         return tuple(map(tuple, found.values()))
 
     def matrix(self, weight: Weight) -> Array:
-        """W [m, n] float64, the norm it reads folded in."""
-        matrix = self.checkpoint.matrix(weight).double().numpy()
-        return matrix if weight.norm is None or weight.role == "tied" else matrix * self.norm(weight)
+        """W [m, n] float32, the norm it reads folded in."""
+        matrix = self.checkpoint.matrix(weight).float().numpy()
+        return matrix if weight.norm is None or weight.role == "tied" else matrix * self.norm(weight).astype(np.float32)
 
     def norm(self, weight: Weight) -> Array:
         """γ [n] of the norm that a matrix reads, the family's offset added."""
@@ -249,13 +248,21 @@ class Network:
         """A matrix (or some columns of one) as a reader of the space of its columns."""
         metric = self.metric(weight)
         level = metric.sensitivity * (1.0 if metric.row_weights is None else float(metric.row_weights.mean()))
-        return Term(matrix.T @ matrix / matrix.shape[0], matrix.shape[0], second_moment, level)
+        return Term(_covariance(matrix), matrix.shape[0], second_moment, level)
 
     def writer_term(self, weight: Weight, matrix: Array) -> Term:
         """A matrix (or some rows of one) as a writer of the space of its rows; its own input enters as one number."""
         columns = self._columns[weight.name]
         ratio = np.maximum(columns.worth, TINY) / max(columns.energy, TINY)
-        return Term(matrix @ matrix.T / matrix.shape[1], matrix.shape[1], None, float(np.exp(np.log(ratio).mean())))
+        return Term(_covariance(matrix.T), matrix.shape[1], None, float(np.exp(np.log(ratio).mean())))
+
+
+def _covariance(vectors: Array) -> Array:
+    """Mean of w wᵀ [n, n] float64 over rows w of a float32 matrix [k, n]."""
+    import torch  # minds the number of threads
+
+    found = torch.from_numpy(vectors)
+    return (found.T @ found).double().numpy() / vectors.shape[0]
 
 
 def shifted(second_moment: Array, offset: Array, mean: Array) -> Array:
@@ -277,11 +284,12 @@ def _conditional_energies(metric: Metric) -> Array:
     second_moment = metric.second_moment
     if second_moment is None:
         return np.empty(0)
-    order = np.argsort(-np.diag(second_moment), kind="stable")
-    factor, _ = damped_cholesky(second_moment[np.ix_(order, order)], DAMPING)
-    found = np.empty(order.size)
-    found[order] = np.square(np.diag(factor))
-    return found
+    import torch
+
+    moment = torch.from_numpy(second_moment).float()
+    order = torch.argsort(moment.diagonal(), descending=True, stable=True)
+    factor = damped_factor(moment[order][:, order])
+    return factor.diagonal().double().square()[torch.argsort(order)].numpy()
 
 
 def merged(terms: Sequence[Sequence[Term]]) -> list[Term]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,11 +71,14 @@ class Decoder:
 
     def tensors(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """All tensors, decoded side by side; tied ones share storage."""
-        targets = {name: self.alias(name) or name for name in self.names()}
-        distinct = list(dict.fromkeys(targets.values()))
-        decoded = ordered_map(lambda name: self.tensor(name, dtype), distinct, self._threads)
-        found = dict(zip(distinct, decoded, strict=True))
-        return {name: found[target] for name, target in targets.items()}
+
+        def own(name: str) -> torch.Tensor | None:
+            records = self._records(name)
+            return None if _is_alias(records) else self._decoded(name, records, dtype)
+
+        found = dict(zip(self.names(), ordered_map(own, self.names(), self._threads), strict=True))
+        targets = {name: self.alias(name) or name for name, value in found.items() if value is None}
+        return {name: found[targets.get(name, name)] for name in found}  # pyright: ignore[reportReturnType]
 
     def alias(self, name: str) -> str | None:
         """Name of the tensor that `name` is tied to, or None.
@@ -83,15 +86,14 @@ class Decoder:
         Raises:
             FormatError: The other one is missing, of another shape or dtype, or tied itself.
         """
-        info = self.container.tensors[name]
-        record = self.main_record(info)
-        if record.type != RecordType.ALIAS:
+        info, records = self.container.tensors[name], self._records(name)
+        if not _is_alias(records):
             return None
-        target = record.payload.decode("utf-8", errors="replace")
+        target = records[-1].payload.decode("utf-8", errors="replace")
         other = self.container.tensors.get(target)
         if other is None or (other.shape, other.dtype) != (info.shape, info.dtype):
             raise FormatError(f"{name}: tied to {target[:80]!r}, which the file does not hold in this shape and dtype")
-        if self.main_record(other).type == RecordType.ALIAS:
+        if _is_alias(self._records(target)):
             raise FormatError(f"{name}: tied to {target}, which is tied itself; the file is damaged")
         return target
 
@@ -101,13 +103,20 @@ class Decoder:
         Raises:
             FormatError: Its records are damaged or decode to NaN or Inf; the message names the tensor.
         """
+        records = self._records(name)
+        if _is_alias(records):
+            name = str(self.alias(name))
+            records = self._records(name)
+        return self._decoded(name, records, dtype)
+
+    def _decoded(self, name: str, records: Sequence[Record], dtype: torch.dtype | None) -> torch.Tensor:
         import torch
 
-        info = self.container.tensors[self.alias(name) or name]
+        info = self.container.tensors[name]
         own = _torch_dtype(info)
-        parts = matrices(info, self.container.records(info.name))
+        parts = matrices(info, records)
         if not parts:
-            value = _planes(info, self.main_record(info), own)
+            value = _planes(info, records[-1], own)
         elif len(info.shape) == 2:
             value = self._matrix(info, parts[0], 0, dtype or own)
         else:
@@ -159,16 +168,12 @@ class Decoder:
                     size = sum(len(data) for pair in header.streams for data in pair)
                     yield size, [(name, header, decode_indices(header, self.tables))]
 
-    def main_record(self, info: TensorInfo) -> Record:
-        """The record that says how a tensor is stored, the last one.
-
-        Raises:
-            FormatError: There is none.
-        """
-        records = self.container.records(info.name)
+    def _records(self, name: str) -> list[Record]:
+        """Records of a tensor; the last one says how it is stored."""
+        records = self.container.records(name)
         if not records:
-            raise FormatError(f"{info.name}: expected a record, found none; the file is damaged or newer")
-        return records[-1]
+            raise FormatError(f"{name}: expected a record, found none; the file is damaged or newer")
+        return records
 
     def _matrix(self, info: TensorInfo, part: Matrix, index: int, dtype: torch.dtype) -> torch.Tensor:
         """Oriented as the tensor (or its slice) is; bfloat16 if that is wanted and nothing reflected, else float32."""
@@ -214,6 +219,10 @@ class Decoder:
                 latest = header.shared
                 members[latest].append((name, index))
         return members
+
+
+def _is_alias(records: Sequence[Record]) -> bool:
+    return records[-1].type == RecordType.ALIAS
 
 
 def _torch_dtype(info: TensorInfo) -> torch.dtype:
