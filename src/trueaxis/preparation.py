@@ -93,7 +93,7 @@ class Prepared:
         plans = [job.plan for job in self.jobs]
         start = first_c(plans, 8.0 * max(target - fixed, 1))
         size = sum(job.weight.size for job in self.jobs)
-        return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans))
+        return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
 
     def save(
         self,

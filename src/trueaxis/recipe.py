@@ -59,10 +59,12 @@ class Effort:
     Attributes:
         states: Of the trellis: 1 (the scalar quantizer) or a power of two from 4 to 256.
         learning_passes: Passes after which the tables that quantize stay as they are.
+        taught: Passes that must have taught those tables before a file that fits is good enough.
     """
 
     states: int
     learning_passes: int
+    taught: int
 
     @property
     def trellis(self) -> int:
@@ -70,7 +72,12 @@ class Effort:
         return self.states.bit_length() - 2 if self.states > 1 else 0
 
 
-EFFORTS = {"scalar": Effort(1, 2), "fast": Effort(8, 2), "default": Effort(64, 2), "best": Effort(256, 5)}
+EFFORTS = {
+    "scalar": Effort(1, 2, 1),
+    "fast": Effort(8, 2, 1),
+    "default": Effort(64, 2, 1),
+    "best": Effort(256, 5, 5),
+}
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from trueaxis.types import TargetError
 AIM = 0.9985  # of the target; what the search heads for
 ENOUGH = 0.997  # of the target; less than this is searched on
 PASSES = 14
+OCTAVE_BITS = 0.85  # per weight and octave of c, to begin with: from 0.75 at 2 bits to 0.9 at 4
 NARROW = 2.0**-11  # octaves of c: where the sizes at both ends of less than this miss, the tensors are too small to hit
 LEARNING_PASSES = 2  # what passes learn changes the size by less than 0.03 % after so many
 LARGEST_INDEX = 2.0**22  # at the finest c: a quarter of the coder's range, since feedback moves what is rounded
@@ -44,9 +45,8 @@ def first_c(plans: Sequence[Plan], target_bits: float) -> float:
     """c at which Gaussian columns would take `target_bits` in total, with ½ log₂(1 + 17 σ²/Δ²) bits per weight."""
     energies, counts = [], []
     for plan in plans:
-        groups = np.arange(plan.weight.shape[1]) // plan.group
-        scaled = plan.weight / (2 * plan.column_steps * plan.row_steps[:, groups])
-        energies.append(np.mean(np.square(scaled, dtype=np.float64), axis=0))
+        scaled = plan.in_steps()
+        energies.append(np.einsum("ij,ij->j", scaled, scaled, dtype=np.float64) / (4 * scaled.shape[0]))
         counts.append(np.full(plan.weight.shape[1], plan.weight.shape[0]))
     energy, count = np.concatenate(energies), np.concatenate(counts)
     low, high = -60.0, 60.0
@@ -61,9 +61,8 @@ def finest_c(plans: Sequence[Plan]) -> float:
     """c below which the largest weights would leave the coder's range of indices; far finer than float16's steps."""
     largest = 0.0
     for plan in plans:
-        groups = np.arange(plan.weight.shape[1]) // plan.group
-        scaled = np.abs(plan.weight) / (2 * plan.column_steps * plan.row_steps[:, groups])
-        largest = max(largest, float(scaled.max(initial=0.0)))
+        scaled = plan.in_steps()
+        largest = max(largest, float(scaled.max(initial=0.0)) / 2, -float(scaled.min(initial=0.0)) / 2)
     return largest / LARGEST_INDEX
 
 
@@ -115,6 +114,7 @@ def search(
     fixed: int,
     learning_passes: int = LEARNING_PASSES,
     finest: float = 0.0,
+    taught: int = LEARNING_PASSES,
 ) -> P:
     """Runs passes until the file fits the target closely.
 
@@ -126,11 +126,12 @@ def search(
         fixed: Bytes that no step changes, for the message of an unreachable target.
         learning_passes: Passes after which size is a function of c.
         finest: Smallest c to try; where even that leaves the file below the target, that file is the result.
+        taught: Passes that must have taught the tables before a file that fits is the result.
 
     Raises:
         TargetError: Even with every quantized weight zero the file is above the target; says the minimum.
     """
-    state: _Search[P] = _Search(target, slope=-weights / 8)
+    state: _Search[P] = _Search(target, slope=-OCTAVE_BITS * weights / 8)
     floor = math.log2(finest) if finest > 0 else -math.inf
     position = first = max(math.log2(start), floor)
     for number in range(PASSES if fixed <= target else 0):
@@ -138,7 +139,7 @@ def search(
         state.record(position, result)
         spent = result.file_bytes >= target * ENOUGH or position == floor
         fits = spent and result.file_bytes <= target
-        if fits and number >= learning_passes:
+        if fits and number >= taught:
             return result
         if number < learning_passes:
             state.best = state.above = state.below = None

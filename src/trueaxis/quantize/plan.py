@@ -77,6 +77,14 @@ class Plan:
         """The same plan with every step times `factor`."""
         return replace(self, row_steps=self.row_steps * factor)
 
+    def in_steps(self) -> Array:
+        """W over its steps at c = 1, float32 [m, n]."""
+        groups = self.row_steps.shape[1]
+        rows = self.row_steps if groups == 1 else self.row_steps[:, np.arange(self.weight.shape[1]) // self.group]
+        found = self.weight / self.column_steps.astype(np.float32)
+        found /= rows.astype(np.float32)
+        return found
+
     @cached_property
     def row_scale_codes(self) -> Array:
         """See `row_scale_codes`; the same at every c, so found once."""
@@ -277,10 +285,9 @@ def row_scale_codes(plan: Plan) -> Array:
     A scale known δ octaves wrong costs about 0.69 δ² bits per weight; a code costs about 2.5 bits per row.
     """
     rows, columns = plan.weight.shape
-    groups = np.arange(columns) // plan.group
-    scaled = np.abs(plan.weight) / (plan.column_steps[None, :] * plan.row_steps[:, groups])
+    scaled = np.abs(plan.in_steps())
     scaled /= np.maximum(scaled.mean(axis=0, keepdims=True), TINY)
-    octaves = np.log2(np.maximum(scaled.mean(axis=1), 2.0**-8))
+    octaves = np.log2(np.maximum(scaled.mean(axis=1, dtype=np.float64), 2.0**-8))
     octaves -= octaves.mean()
     if 0.69 * float(octaves.var()) * columns < 2.5:
         return np.zeros(rows, np.int32)
