@@ -230,4 +230,6 @@ def _planes(info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tenso
         entries = unpack_planes(record.payload, info.size, ITEM_BYTES[info.dtype])
     except ValueError as error:
         raise FormatError(f"{info.name}: {error}; the file is damaged") from error
-    return torch.from_numpy(entries.copy()).view(dtype).reshape(info.shape)
+    if info.size == 0:
+        return torch.empty(info.shape, dtype=dtype)
+    return torch.from_numpy(entries.flatten()).view(dtype).reshape(info.shape)
