@@ -153,19 +153,19 @@ def mutate_payload(rng: random.Random, parts: Parts) -> None:
     records = rng.choice([entry for entry in lists if entry])
     number = rng.randrange(len(records))
     record = records[number]
-    records[number] = Record(record.type, mutate_bytes(rng, record.payload), record.version, record.flags)
+    records[number] = Record(record.type, mutate_bytes(rng, record.payload), record.version, record.required)
 
 
 def mutate_frame(rng: random.Random, parts: Parts) -> None:
-    """Type, version or flags of a record; records repeated, dropped, exchanged."""
+    """Type, version or importance of a record; records repeated, dropped, exchanged."""
     lists = [parts.model_records, *parts.records.values()]
     records, other = (rng.choice([entry for entry in lists if entry]) for _ in range(2))
     record = records[0]
     kind = rng.randrange(5)
     if kind == 0:
-        records[0] = Record(rng.choice([*RecordType, 0, 99, 65535]), record.payload, record.version, record.flags)
+        records[0] = Record(rng.choice([*RecordType, 0, 99, 255]), record.payload, record.version, record.required)
     elif kind == 1:
-        records[0] = Record(record.type, record.payload, rng.choice([0, 1, 255]), rng.choice([0, 1, 2, 255]))
+        records[0] = Record(record.type, record.payload, rng.choice([0, 1, 2, 127]), rng.random() < 0.5)
     elif kind == 2:
         records.append(rng.choice(other))
     elif kind == 3 and len(records) > 1:

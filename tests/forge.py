@@ -5,7 +5,6 @@ specimen ─▶ directory ─▶ dismantle ─▶ Parts ─▶ (change anything)
 
 from __future__ import annotations
 
-import base64
 import copy
 import json
 import struct
@@ -24,11 +23,11 @@ from trueaxis.entropy.model import CLASSES, MAGNITUDES, ZERO_CLASS, Tables, fit_
 from trueaxis.entropy.stream import pack_residual, pack_shared, segment
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import HASH_BYTES, config_hash
-from trueaxis.record import Record, RecordType, pack_record
+from trueaxis.record import VERSION, Record, RecordType, pack_record
 from trueaxis.types import Contexts, Grid, Quantized
 
 LANES = 4
-SPECIMEN_CONFIG = {"model_type": "none", "quantization_config": {"quant_method": "trueaxis", "version": 0}}
+SPECIMEN_CONFIG = {"model_type": "none", "quantization_config": {"quant_method": "trueaxis", "version": VERSION}}
 
 
 def make_quantized(rng: np.random.Generator, rows: int, columns: int, trellis: int = 0, group: int = 0) -> Quantized:
@@ -67,7 +66,7 @@ def write_specimen(path: Path, shard_bytes: int = 10**9) -> Path:
     ]
     facts = {
         "parameters": 82, "config": config_hash(SPECIMEN_CONFIG), "config_bytes": 2, "copied": [],
-        "gauge": [], "recipe": {}, "sketch": base64.b64encode(bytes(8)).decode(),
+        "gauge": [], "recipe": {}, "sketch": [7, 1 << 20],
     }  # fmt: skip
     path.mkdir()
     for name, data in pack_shards(facts, model_records, entries, shard_bytes).items():
@@ -99,14 +98,11 @@ def dismantle(path: Path) -> Parts:
 
 
 def tensor_rows(parts: Parts) -> list[list[Any]]:
-    """The header's list of tensors with offsets and lengths that fit the records."""
-    offset = sum(record.stored_bytes for record in parts.model_records)
-    rows = []
-    for name, shape, dtype, *_ in parts.header["tensors"]:
-        length = sum(record.stored_bytes for record in parts.records[name])
-        rows.append([name, shape, dtype, 0, offset, length])
-        offset += length
-    return rows
+    """The header's list of tensors with lengths that fit the records."""
+    return [
+        [name, shape, dtype, sum(record.stored_bytes for record in parts.records[name])]
+        for name, shape, dtype, _ in parts.header["tensors"]
+    ]
 
 
 def forge(path: Path, parts: Parts) -> Path:

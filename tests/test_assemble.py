@@ -38,7 +38,7 @@ def assembled(checkpoint: Checkpoint, matrices: Matrices, stage: Rans) -> Assemb
         exact_entry(weight, checkpoint.tensor(weight.name)) for weight in trace(checkpoint) if weight.role == "exact"
     ]
     tables = fit_tables(count_symbols([matrix for _, matrix in matrices]), first_tables().offsets)
-    return assemble(checkpoint, matrices, exact, tables, stage, {"recipe": {}, "sketch": "", "gauge": []})
+    return assemble(checkpoint, matrices, exact, tables, stage, {"recipe": {}, "sketch": [], "gauge": []})
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_exact_tensors_keep_every_bit(checkpoint: Checkpoint, matrices: Matrices
 
 def test_config_gains_one_key(checkpoint: Checkpoint, matrices: Matrices) -> None:
     config = json.loads(assembled(checkpoint, matrices, Rans()).files["config.json"])
-    assert config.pop("quantization_config") == {"quant_method": "trueaxis", "version": 0}
+    assert config.pop("quantization_config") == {"quant_method": "trueaxis", "version": 1}
     assert config == checkpoint.config
 
 

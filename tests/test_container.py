@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from forge import SPECIMEN_CONFIG, dismantle, forge, write_specimen
 from trueaxis.container import CONFIG, INDEX, Container, Entry, pack_shards, safetensors_head, shard_names
-from trueaxis.record import FRAME, Record, RecordType
+from trueaxis.entropy.varint import pack_varint
+from trueaxis.record import HEAD, REQUIRED, VERSION, Record, RecordType
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import verify
 from trueaxis.types import FormatError
@@ -52,7 +53,7 @@ def test_shard_is_a_safetensors_file_of_records(specimen: Path) -> None:
     with safe_open(specimen / SHARD, framework="np") as shard:
         assert list(shard.keys()) == ["trueaxis.00001"]
         data = shard.get_tensor("trueaxis.00001").tobytes()
-    assert FRAME.unpack_from(data)[0] == RecordType.MODEL
+    assert HEAD.unpack_from(data)[0] == RecordType.MODEL
     container = Container(specimen)
     stored = [record for name in container.tensors for record in container.records(name)]
     assert [record.type for record in stored] == [18, 18, 18, 19, 20]
@@ -171,7 +172,7 @@ def test_absurd_header_length_is_refused_before_it_is_read(copied: Path, claim: 
 
 
 def test_absurd_model_record_is_refused_before_it_is_read(copied: Path) -> None:
-    frame = FRAME.pack(RecordType.MODEL, 0, 1, 0, 1 << 40)
+    frame = HEAD.pack(RecordType.MODEL, REQUIRED | VERSION, 0) + pack_varint(1 << 40)
     with open(copied / SHARD, "wb") as file:
         head = safetensors_head(0, 1 << 40)
         file.write(head + frame)

@@ -25,13 +25,13 @@ from trueaxis.record import Record, RecordType
 from trueaxis.types import FormatError, TrueaxisError
 
 FACTS: dict[str, Any] = {
-    "version": 0, "parameters": 12, "model_bytes": 20, "config": "0" * 32, "config_bytes": 9, "copied": ["a.json"],
-    "gauge": [], "recipe": {"version": 0}, "sketch": "", "tensors": [["w", [3, 4], "F32", 0, 20, 30]],
+    "version": 1, "parameters": 12, "model_bytes": 20, "config": "0" * 32, "config_bytes": 9, "copied": ["a.json"],
+    "gauge": [], "recipe": {"version": 0}, "sketch": [5], "tensors": [["w", [3, 4], "F32", 30]],
 }  # fmt: skip
 HASHES = [bytes(range(16))]
 GOLDEN_TEXT = (
     b'{"config":"00000000000000000000000000000000","config_bytes":9,"copied":["a.json"],"gauge":[],"model_bytes":20,'
-    b'"parameters":12,"recipe":{"version":0},"sketch":"","tensors":[["w",[3,4],"F32",0,20,30]],"version":0}'
+    b'"parameters":12,"recipe":{"version":0},"sketch":[5],"tensors":[["w",[3,4],"F32",30]],"version":1}'
 )
 ABSURD = [None, True, -1, 1.5, "", "x", [], {}, [1], 1 << 63, 1 << 64, 10**400, float("nan"), float("inf")]
 json_values = st.recursive(
@@ -52,7 +52,7 @@ def parse(facts: Any) -> dict[str, TensorInfo]:
 
 
 def with_row(**changes: Any) -> dict[str, Any]:
-    row = dict(zip(("name", "shape", "dtype", "shard", "offset", "length"), FACTS["tensors"][0], strict=True))
+    row = dict(zip(("name", "shape", "dtype", "length"), FACTS["tensors"][0], strict=True))
     return {**FACTS, "tensors": [list({**row, **changes}.values())]}
 
 
@@ -89,7 +89,7 @@ def test_any_value_of_any_field_is_read_or_refused(key: str, value: Any) -> None
         assert found == parse(FACTS)
 
 
-@given(st.sampled_from(["name", "shape", "dtype", "shard", "offset", "length"]), json_values)
+@given(st.sampled_from(["name", "shape", "dtype", "length"]), json_values)
 def test_any_value_in_a_tensor_is_read_or_refused(key: str, value: Any) -> None:
     try:
         (info,) = parse(with_row(**{key: value})).values()
@@ -112,10 +112,10 @@ def test_any_value_in_a_tensor_is_read_or_refused(key: str, value: Any) -> None:
         ({"shape": "12"}, "w: shape"),
         ({"dtype": "I64"}, "w: dtype"),
         ({"dtype": ["F32"]}, "w: dtype"),
-        ({"shard": 1}, "w: its extent"),
-        ({"offset": 2**60}, "w: its extent"),
-        ({"length": 15}, "w: its extent"),
-        ({"length": 2**60}, f"records fill {2**60 + 20} bytes of shard 1"),
+        ({"length": 6}, "w: length 6"),
+        ({"length": 30.0}, r"w: length 30\.0"),
+        ({"length": 2**60}, "w: its records pass the end of shard 1"),
+        ({"length": 31}, "w: its records pass the end of shard 1"),
         ({"length": 29}, "records fill 49 bytes of shard 1"),
     ],
 )
@@ -147,12 +147,16 @@ def test_copied_files_hold_no_weights_or_code(name: str) -> None:
         parse({**FACTS, "copied": [name]})
 
 
-def test_tensors_fill_the_shards_without_overlap_or_gap() -> None:
-    rows = [["a", [1], "F32", 0, 20, 16], ["b", [1], "F32", 1, 0, 30], ["c", [1], "F32", 0, 36, 17]]
-    assert list(tensor_list({**FACTS, "tensors": rows}, [53, 30], "h")) == ["a", "b", "c"]
-    for bad in ([*rows, rows[0]], rows[:2], rows[::-1], [rows[0], rows[1], [*rows[2][:4], 35, 18]]):
+def test_tensors_fill_one_shard_after_the_other() -> None:
+    rows = [["a", [1], "F32", 16], ["b", [1], "F32", 17], ["c", [1], "F32", 30]]
+    found = tensor_list({**FACTS, "tensors": rows}, [53, 30], "h")
+    assert [(info.shard, info.offset) for info in found.values()] == [(0, 20), (0, 36), (1, 0)]
+    for bad in ([*rows, rows[0]], rows[:2], rows[::-1], [*rows, ["d", [1], "F32", 7]], []):
         with pytest.raises(FormatError, match=r"^h: "):
             tensor_list({**FACTS, "tensors": bad}, [53, 30], "h")
+    for areas in ([53], [52, 31], [54, 29], [53, 30, 0], [53, 30, 1], [0, 83]):
+        with pytest.raises(FormatError, match=r"^h: "):
+            tensor_list({**FACTS, "tensors": rows}, areas, "h")
 
 
 @pytest.mark.parametrize("count", [0, 2, 1 << 28, (1 << 32) - 1])
@@ -190,5 +194,7 @@ def test_other_record_or_newer_version_is_refused() -> None:
     good = record_of(GOLDEN_TEXT)
     with pytest.raises(FormatError, match="first record has type 19"):
         parse_model_record(Record(RecordType.PLANES, good.payload), "h")
-    with pytest.raises(FormatError, match="newer version"):
-        parse_model_record(Record(RecordType.MODEL, good.payload, version=1), "h")
+    with pytest.raises(FormatError, match="format version 2; install a newer version"):
+        parse_model_record(Record(RecordType.MODEL, good.payload, version=2), "h")
+    with pytest.raises(FormatError, match=r"format version 0 was a draft.*compress the original again"):
+        parse_model_record(Record(RecordType.MODEL, good.payload, version=0), "h")

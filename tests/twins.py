@@ -115,7 +115,7 @@ class Twin:
         found = []
         for segment in segments:
             k = segment[0]
-            q, cls = quantizers(k, segment[4]), classes_of(segment)
+            q, cls = quantizers(k, segment[4]), classes_of(segment, self.frequencies.shape[1])
             for first in range(0, k.shape[0], lanes):
                 for i in range(k.shape[1]):
                     for j in range(first, min(first + lanes, k.shape[0])):
@@ -147,7 +147,7 @@ class Twin:
         bits = iter("".join(format(byte, "08b") for byte in escapes))
         decoded = []
         for segment in segments:
-            k, cls = np.zeros(segment[0].shape, np.int32), classes_of(segment)
+            k, cls = np.zeros(segment[0].shape, np.int32), classes_of(segment, self.frequencies.shape[1])
             for first in range(0, k.shape[0], lanes):
                 trellis_states = [0] * lanes
                 for i in range(k.shape[1]):

@@ -22,8 +22,9 @@ from trueaxis.header import config_hash
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Coder
-from trueaxis.record import Record, RecordType
-from trueaxis.runtime.matrices import CONSTANT_LIMIT, matrix_records
+from trueaxis.record import VERSION, Record, RecordType
+from trueaxis.runtime.matrices import matrix_records
+from trueaxis.runtime.planes import pack_planes
 from trueaxis.types import Array, Quantized, Weight
 
 if TYPE_CHECKING:
@@ -51,14 +52,12 @@ class Assembled:
 
 
 def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:
-    """A tensor stored byte for byte, or by its one value where all entries are the same."""
+    """A tensor stored bit for bit."""
     import torch
 
     check_finite(weight.name, tensor)
-    raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(max(tensor.numel(), 1), -1)
-    constant = 1 < tensor.numel() <= CONSTANT_LIMIT and bool((raw == raw[0]).all())
-    payload = b"\1" + raw[0].tobytes() if constant else b"\0" + raw.tobytes()
-    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, payload),))
+    entries = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(tensor.numel(), tensor.itemsize)
+    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, pack_planes(entries)),))
 
 
 def alias_entries(checkpoint: Checkpoint) -> list[Entry]:
@@ -123,7 +122,7 @@ def assemble(
     entries += [*exact, *alias_entries(checkpoint)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
     model_records += [Record(RecordType.STREAM, payload) for payload in streams]
-    config = {**_config_with_dtype(checkpoint), "quantization_config": {"quant_method": "trueaxis", "version": 0}}
+    config = {**_config_with_dtype(checkpoint), "quantization_config": {"quant_method": "trueaxis", "version": VERSION}}
     header = {**header, "config": config_hash(config), "parameters": checkpoint.parameters}
     header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
     header["copied"] = [file.name for file in checkpoint.files_to_copy()]

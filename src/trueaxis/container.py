@@ -20,8 +20,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from trueaxis.header import HASH_BYTES, config_hash, pack_model_record, parse_model_record, tensor_list
-from trueaxis.record import FRAME, MODEL_TYPES, TENSOR_TYPES, VERSION, Record, pack_record, parse_record, parse_records
+from trueaxis.header import (
+    HASH_BYTES,
+    check_version,
+    config_hash,
+    pack_model_record,
+    parse_model_record,
+    tensor_list,
+)
+from trueaxis.record import (
+    LARGEST_FRAME,
+    MODEL_TYPES,
+    TENSOR_TYPES,
+    VERSION,
+    Record,
+    pack_record,
+    parse_frame,
+    parse_record,
+    parse_records,
+)
 from trueaxis.types import FormatError
 
 CONFIG = "config.json"
@@ -61,11 +78,9 @@ def pack_shards(
     areas = []
     for number, group in enumerate(_split(entries, shard_bytes)):
         pieces = [pack_record(record) for record in model_records] if number == 0 else []
-        offset = sum(map(len, pieces))
         for entry in group:
             pieces += [pack_record(record) for record in entry.records]
-            tensors.append([entry.name, list(entry.shape), entry.dtype, number, offset, entry.stored_bytes])
-            offset += entry.stored_bytes
+            tensors.append([entry.name, list(entry.shape), entry.dtype, entry.stored_bytes])
         areas.append(b"".join(pieces))
     model_bytes = sum(record.stored_bytes for record in model_records)
     facts = {**facts, "version": VERSION, "model_bytes": model_bytes, "tensors": tensors}
@@ -208,6 +223,7 @@ class Container:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = read_config(self.path)
+        check_version(self.config["quantization_config"].get("version"), str(self.path / CONFIG))
         first = Shard.open(_first_shard(self.path), 0)
         where = f"{first.file}: model header"
         record = _read_model_record(first, where)
@@ -307,11 +323,10 @@ def _first_shard(path: Path) -> Path:
 
 def _read_model_record(shard: Shard, where: str) -> Record:
     """The first record, read by its own length: what follows it may be large."""
-    frame = shard.read(0, min(FRAME.size, shard.length))
-    claimed = FRAME.unpack(frame)[-1] if len(frame) == FRAME.size else 0
-    if claimed > MODEL_RECORD_LIMIT:
-        raise FormatError(f"{where}: claims {claimed} bytes, at most {MODEL_RECORD_LIMIT} are allowed")
-    return parse_record(shard.read(0, min(FRAME.size + claimed, shard.length)), 0, where)[0]
+    frame = parse_frame(shard.read(0, min(LARGEST_FRAME, shard.length)), 0, where)
+    if frame.length > MODEL_RECORD_LIMIT:
+        raise FormatError(f"{where}: claims {frame.length} bytes, at most {MODEL_RECORD_LIMIT} are allowed")
+    return parse_record(shard.read(0, min(frame.start + frame.length, shard.length)), 0, where)[0]
 
 
 def _check_index(file: Path, expected: bytes) -> None:

@@ -10,8 +10,6 @@ References: Efron & Tibshirani 1993, An Introduction to the Bootstrap (percentil
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from trueaxis.metric.statistics import Statistics, load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
 from trueaxis.runtime.load import load
-from trueaxis.types import Array, CalibrationError, Evaluation, FormatError, TrueaxisError
+from trueaxis.types import Array, CalibrationError, Evaluation, TrueaxisError
 
 SKETCH_LIMIT = 0.05
 STATISTICS_LIMIT = 0.01
@@ -248,11 +246,7 @@ def _check_overlap(path: str | Path, ids: Array, statistics: str | Path | None, 
 
 
 def _stored_sketch(path: str | Path) -> Array:
-    text = Container(path).header.get("sketch", "")
-    try:
-        return np.frombuffer(base64.b64decode(text, validate=True), "<u4").astype(np.uint32)
-    except (binascii.Error, TypeError, ValueError) as error:
-        raise FormatError(f"{path}: the sketch of the calibration text is damaged ({error})") from error
+    return np.cumsum(Container(path).header["sketch"], dtype=np.int64).astype(np.uint32)
 
 
 def _load(path: str | Path, device: str) -> Any:

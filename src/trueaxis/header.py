@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trueaxis.record import FRAME, VERSION, Record, RecordType
+from trueaxis.record import DRAFT, SMALLEST_FRAME, VERSION, Record, RecordType
 from trueaxis.types import FormatError, TrueaxisError
 
 HASH_BYTES = 16
@@ -82,8 +82,7 @@ def parse_model_record(record: Record, where: str) -> tuple[dict[str, Any], list
     """
     if record.type != RecordType.MODEL:
         raise FormatError(f"{where}: the first record has type {record.type}, expected the model header")
-    if record.version > VERSION:
-        raise FormatError(f"{where}: format version {record.version}; install a newer version of trueaxis")
+    check_version(record.version, where)
     payload = record.payload
     count = struct.unpack_from("<I", payload)[0] if len(payload) >= 4 else 0
     start = 4 + count * HASH_BYTES
@@ -97,8 +96,24 @@ def parse_model_record(record: Record, where: str) -> tuple[dict[str, Any], list
     return header, hashes
 
 
+def check_version(version: Any, where: str) -> None:
+    """Refuses every format version but those that this trueaxis reads.
+
+    Raises:
+        FormatError: Says whether the file or the reader is too old.
+    """
+    if version == VERSION and type(version) is int:
+        return
+    if version == DRAFT and type(version) is int:
+        raise FormatError(
+            f"{where}: format version {DRAFT} was a draft, which this trueaxis no longer reads; compress the original "
+            "again"
+        )
+    raise FormatError(f"{where}: format version {str(version)[:80]}; install a newer version of trueaxis")
+
+
 def tensor_list(header: Mapping[str, Any], area_bytes: Sequence[int], where: str) -> dict[str, TensorInfo]:
-    """Every tensor by name; their records must fill the shards exactly, in order.
+    """Every tensor by name; their records follow each other and fill one shard after the other exactly.
 
     Args:
         header: From `parse_model_record`.
@@ -106,36 +121,40 @@ def tensor_list(header: Mapping[str, Any], area_bytes: Sequence[int], where: str
         where: Begins every message.
 
     Raises:
-        FormatError: A field is out of range, a name occurs twice, or extents overlap or leave a gap.
+        FormatError: A field is out of range, a name occurs twice, or records cross the end of a shard or leave a gap.
     """
     found: dict[str, TensorInfo] = {}
-    ends = [header["model_bytes"], *[0] * (len(area_bytes) - 1)]
+    shard, end = 0, header["model_bytes"]
     for row in header["tensors"]:
-        info = _tensor_info(row, where)
+        if end == area_bytes[shard] and shard + 1 < len(area_bytes):
+            shard, end = shard + 1, 0
+        info = _tensor_info(row, shard, end, where)
         if info.name in found:
             raise FormatError(f"{where}: {info.name} is listed twice; the file is damaged")
-        if not info.shard < len(ends) or info.offset != ends[info.shard] or info.length < FRAME.size:
-            raise FormatError(f"{where}: {info.name}: its extent overlaps another or leaves a gap; the file is damaged")
-        ends[info.shard] += info.length
         found[info.name] = info
-    for number, (end, length) in enumerate(zip(ends, area_bytes, strict=True), start=1):
-        if end != length:
-            raise FormatError(f"{where}: records fill {end} bytes of shard {number}, which has {length}")
+        end += info.length
+        if end > area_bytes[shard]:
+            raise FormatError(f"{where}: {info.name}: its records pass the end of shard {shard + 1}")
+    if end != area_bytes[shard] or shard + 1 != len(area_bytes):
+        raise FormatError(
+            f"{where}: records fill {end} bytes of shard {shard + 1}, which has {area_bytes[shard]}; there are "
+            f"{len(area_bytes)} shards"
+        )
     return found
 
 
-def _tensor_info(row: Any, where: str) -> TensorInfo:
-    if not isinstance(row, list) or len(row) != 6:
-        raise FormatError(f"{where}: an entry of the tensor list is not [name, shape, dtype, shard, offset, length]")
-    name, shape, dtype, shard, offset, length = row
+def _tensor_info(row: Any, shard: int, offset: int, where: str) -> TensorInfo:
+    if not isinstance(row, list) or len(row) != 4:
+        raise FormatError(f"{where}: an entry of the tensor list is not [name, shape, dtype, length]")
+    name, shape, dtype, length = row
     if not is_tensor_name(name):
         raise FormatError(f"{where}: {str(name)[:80]!r} is no tensor name; the file is damaged")
     if not _is_shape(shape):
         raise FormatError(f"{where}: {name}: shape {str(shape)[:80]} is out of range; the file is damaged")
     if dtype not in DTYPES:
         raise FormatError(f"{where}: {name}: dtype {str(dtype)[:80]!r} is not one of: {', '.join(DTYPES)}")
-    if not (_is_count(shard) and _is_count(offset) and _is_count(length)):
-        raise FormatError(f"{where}: {name}: its extent is out of range; the file is damaged")
+    if not (_is_count(length) and length >= SMALLEST_FRAME):
+        raise FormatError(f"{where}: {name}: length {str(length)[:80]} is out of range; the file is damaged")
     return TensorInfo(name, tuple(shape), dtype, shard, offset, length)
 
 
@@ -167,8 +186,13 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
+def _is_sketch(value: Any) -> bool:
+    """Whether these can be the differences of sorted 32-bit hashes."""
+    return isinstance(value, list) and all(map(_is_count, value)) and sum(value) < 1 << 32
+
+
 _CHECKS = {
-    "version": lambda value: type(value) is int and 0 <= value <= VERSION,
+    "version": lambda value: type(value) is int and value == VERSION,
     "parameters": lambda value: _is_count(value) and value > 0,
     "model_bytes": _is_count,
     "config": lambda value: isinstance(value, str) and len(value) == 2 * HASH_BYTES,
@@ -176,7 +200,7 @@ _CHECKS = {
     "copied": lambda value: isinstance(value, list) and all(map(_is_file_name, value)),
     "gauge": lambda value: isinstance(value, list),
     "recipe": lambda value: isinstance(value, dict),
-    "sketch": lambda value: isinstance(value, str),
+    "sketch": _is_sketch,
     "tensors": lambda value: isinstance(value, list),
 }
 

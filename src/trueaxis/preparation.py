@@ -6,7 +6,6 @@ Prepared ─▶ quantize and entropy-code at a size ─▶ files in memory ─�
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 import resource
@@ -17,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from trueaxis.accounting import tensor_reports
 from trueaxis.align.gauge import ALIGNERS
@@ -174,7 +175,7 @@ def prepare(
     jobs = _jobs(network, alignment, recipe, threads, progress)
     header = {
         "recipe": recipe.to_json(),
-        "sketch": base64.b64encode(sketch(measured.shingles).tobytes()).decode(),
+        "sketch": np.diff(sketch(measured.shingles).astype(np.int64), prepend=0).tolist(),
         "gauge": list(alignment.gauges),
         "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
     }

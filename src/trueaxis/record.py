@@ -1,6 +1,6 @@
-"""Records: typed, checksummed pieces of a file, each in a frame of 16 bytes.
+"""Records: typed, checksummed pieces of a file, each in a frame of 7 bytes or a few more.
 
-    record = [type u16 | version u8 | flags u8 | crc32 u32 | length u64] payload        little-endian
+    record = [type u8 | 128 · required + version u8 | crc32 u32 | length varint] payload        little-endian
 
 A run of records is self-delimiting. What a reader does not know it skips if the record is optional and refuses if it is
 required, so that a file written by a newer version is either read right or not at all.
@@ -14,11 +14,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
+from trueaxis.entropy.varint import LONGEST, pack_varint, unpack_varint
 from trueaxis.types import FormatError
 
-VERSION = 0
-FRAME = struct.Struct("<HBBIQ")
-REQUIRED = 1  # flag: a reader that does not know the record must refuse
+VERSION = 1
+DRAFT = 0  # of the version before the first that stays
+HEAD = struct.Struct("<BBI")
+SMALLEST_FRAME, LARGEST_FRAME = HEAD.size + 1, HEAD.size + LONGEST
+REQUIRED = 128  # flag: a reader that does not know the record must refuse
 
 
 class RecordType(IntEnum):
@@ -49,12 +52,23 @@ class Record:
     type: int
     payload: bytes
     version: int = VERSION
-    flags: int = REQUIRED
+    required: bool = True
 
     @property
     def stored_bytes(self) -> int:
         """Bytes in the file, frame included."""
-        return FRAME.size + len(self.payload)
+        return HEAD.size + len(pack_varint(len(self.payload))) + len(self.payload)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands before a payload; `mark` is 128 · required + version, `start` where the payload begins."""
+
+    type: int
+    mark: int
+    crc: int
+    length: int
+    start: int
 
 
 def pack_record(record: Record) -> bytes:
@@ -62,11 +76,31 @@ def pack_record(record: Record) -> bytes:
 
     Example:
         >>> pack_record(Record(RecordType.ALIAS, b"w")).hex()
-        '14000001a55ea3e9010000000000000077'
+        '148120d4c8640177'
     """
-    frame = FRAME.pack(record.type, record.version, record.flags, 0, len(record.payload))
-    crc = zlib.crc32(record.payload, zlib.crc32(frame))
-    return FRAME.pack(record.type, record.version, record.flags, crc, len(record.payload)) + record.payload
+    mark = REQUIRED * record.required + record.version
+    head = HEAD.pack(record.type, mark, _checksum(record.type, mark, record.payload))
+    return head + pack_varint(len(record.payload)) + record.payload
+
+
+def _checksum(kind: int, mark: int, payload: bytes) -> int:
+    """CRC-32 of the frame, a zero in its place, and the payload."""
+    return zlib.crc32(payload, zlib.crc32(HEAD.pack(kind, mark, 0) + pack_varint(len(payload))))
+
+
+def parse_frame(data: bytes | memoryview, position: int, where: str) -> Frame:
+    """The frame at `position`.
+
+    Raises:
+        FormatError: Truncated or damaged; the message begins with `where`.
+    """
+    head = bytes(data[position : position + LARGEST_FRAME])
+    try:
+        kind, mark, crc = HEAD.unpack_from(head)
+        length, size = unpack_varint(head, HEAD.size)
+    except (struct.error, ValueError) as error:
+        raise FormatError(f"{where}: damaged or truncated inside a record frame: {error}") from error
+    return Frame(kind, mark, crc, length, position + size)
 
 
 def parse_record(data: bytes | memoryview, position: int, where: str) -> tuple[Record, int]:
@@ -75,32 +109,29 @@ def parse_record(data: bytes | memoryview, position: int, where: str) -> tuple[R
     Raises:
         FormatError: Truncated or damaged; the message begins with `where`.
     """
-    if position + FRAME.size > len(data):
-        raise FormatError(f"{where}: truncated inside a record frame")
-    kind, version, flags, crc, length = FRAME.unpack_from(data, position)
-    start = position + FRAME.size
-    if length > len(data) - start:
-        raise FormatError(f"{where}: a record claims {length} bytes, {len(data) - start} are left; the file is damaged")
-    payload = bytes(data[start : start + length])
-    if zlib.crc32(payload, zlib.crc32(FRAME.pack(kind, version, flags, 0, length))) != crc:
+    frame = parse_frame(data, position, where)
+    left = len(data) - frame.start
+    if frame.length > left:
+        raise FormatError(f"{where}: a record claims {frame.length} bytes, {left} are left; the file is damaged")
+    end = frame.start + frame.length
+    payload = bytes(data[frame.start : end])
+    if _checksum(frame.type, frame.mark, payload) != frame.crc:
         raise FormatError(f"{where}: checksum mismatch; the file is damaged, download it again")
-    return Record(kind, payload, version, flags), start + length
+    return Record(frame.type, payload, frame.mark & ~REQUIRED, bool(frame.mark & REQUIRED)), end
 
 
 def parse_records(data: bytes | memoryview, known: frozenset[RecordType], where: str) -> Iterator[Record]:
     """Records of a run of bytes, each checked; optional ones outside `known` are skipped.
 
     Raises:
-        FormatError: Truncated, damaged, an unknown required record, or unknown flags.
+        FormatError: Truncated, damaged, or an unknown required record.
     """
     position = 0
     while position < len(data):
         record, position = parse_record(data, position, where)
-        if record.flags & ~REQUIRED:
-            raise FormatError(f"{where}: unknown flags {record.flags:#x}; install a newer version of trueaxis")
-        if record.type in known and record.version <= VERSION:
+        if record.type in known and record.version == VERSION:
             yield record
-        elif record.flags & REQUIRED:
+        elif record.required:
             raise FormatError(
                 f"{where}: needs record type {record.type} version {record.version}, which this trueaxis cannot read "
                 "here; install a newer version"

@@ -167,9 +167,9 @@ def restream(edit: Callable[[list[Record]], None]) -> Callable[[Parts], None]:
         (restream(lambda records: records.reverse()), "expected tables, then streams"),
         (restream(lambda records: records.insert(1, records[0])), "expected tables, then streams"),
         (restream(lambda records: records.pop()), "first: shared stream 0 is missing"),
-        (lambda parts: parts.records["norm"].clear(), "norm: its extent"),
+        (lambda parts: parts.records["norm"].clear(), "norm: length 0"),
         (lambda parts: parts.records["norm"].extend(parts.records["norm"]), "norm: record type 19 is out of place"),
-        (lambda parts: parts.records.update(norm=[Record(17, b"", flags=0)]), "norm: 0 matrices do not make"),
+        (lambda parts: parts.records.update(norm=[Record(17, b"", required=False)]), "norm: 0 matrices do not make"),
         (lambda parts: parts.records.update(norm=[Record(RecordType.BASE, b"")]), "norm: needs record type 22"),
         (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"tied")]), "tied: tied to tied"),
         (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"first")]), "tied: tied to 'first'"),
@@ -177,8 +177,8 @@ def restream(edit: Callable[[list[Record]], None]) -> Callable[[Parts], None]:
         (lambda parts: parts.records.update(large=[Record(RecordType.ALIAS, b"tied")]), "large: tied to tied"),
         (lambda parts: parts.records.update(norm=[Record(RecordType.PLANES, b"\0" + b"\xff" * 20)]), "norm.*NaN"),
         (lambda parts: parts.records.update(norm=[Record(RecordType.PLANES, b"\1" + bytes(20))]), "norm: planes"),
-        (lambda parts: parts.overrides.update(model_bytes=1 << 62), "large: its extent"),
-        (lambda parts: parts.overrides.update(model_bytes=0), "large: its extent"),
+        (lambda parts: parts.overrides.update(model_bytes=1 << 62), "large: its records pass"),
+        (lambda parts: parts.overrides.update(model_bytes=0), "records fill"),
     ],
 )  # fmt: skip
 def test_wrong_structure_is_refused_by_name(
@@ -194,8 +194,8 @@ def test_wrong_structure_is_refused_by_name(
 
 def test_optional_records_of_later_versions_are_skipped(parts: Parts, tmp_path: Path) -> None:
     changed = parts.copy()
-    changed.records["norm"].insert(0, Record(99, b"hint", flags=0))
-    changed.model_records.append(Record(98, b"hint", flags=0))
+    changed.records["norm"].insert(0, Record(99, b"hint", required=False))
+    changed.model_records.append(Record(98, b"hint", required=False))
     assert read_all(forge(tmp_path, changed)) is None
 
 

@@ -26,7 +26,7 @@ def unpack_varint(data: bytes, position: int) -> tuple[int, int]:
     """(value, position after it).
 
     Raises:
-        ValueError: The data ends first, or the number is longer than 63 bits.
+        ValueError: The data ends first, or the number is longer than 63 bits or than it needs to be.
     """
     value = 0
     for index in range(LONGEST):
@@ -34,6 +34,8 @@ def unpack_varint(data: bytes, position: int) -> tuple[int, int]:
             raise ValueError("data ends inside a number")
         byte = data[position + index]
         value |= (byte & 0x7F) << (7 * index)
+        if byte == 0 and index:
+            raise ValueError("a number is longer than it needs to be")
         if byte < 0x80:
             return value, position + index + 1
     raise ValueError("a number is longer than 63 bits")

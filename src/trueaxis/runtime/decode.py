@@ -12,8 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
 from trueaxis.entropy.stream import (
@@ -26,7 +24,8 @@ from trueaxis.entropy.stream import (
 from trueaxis.header import TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
-from trueaxis.runtime.matrices import CONSTANT_LIMIT, Matrix, matrices
+from trueaxis.runtime.matrices import Matrix, matrices
+from trueaxis.runtime.planes import unpack_planes
 from trueaxis.runtime.transforms import reflected
 from trueaxis.types import Array, FormatError
 
@@ -233,16 +232,13 @@ def _torch_dtype(info: TensorInfo) -> torch.dtype:
 
 
 def _planes(info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tensor:
-    """An exact tensor: mode 0 and its bytes, or mode 1 and the one value of all its entries."""
+    """A tensor that is kept bit for bit."""
     import torch
 
-    constant = record.payload[:1] == b"\1" and 0 < info.size <= CONSTANT_LIMIT
-    expected = 1 + (1 if constant else info.size) * ITEM_BYTES[info.dtype]
-    if len(record.payload) != expected or record.payload[0] != int(constant):
-        raise FormatError(
-            f"{info.name}: planes record of {len(record.payload)} bytes, expected {expected}, mode 0 or 1"
-        )
+    try:
+        entries = unpack_planes(record.payload, info.size, ITEM_BYTES[info.dtype])
+    except ValueError as error:
+        raise FormatError(f"{info.name}: {error}; the file is damaged") from error
     if info.size == 0:
         return torch.empty(info.shape, dtype=dtype)
-    value = torch.from_numpy(np.frombuffer(record.payload, np.uint8, offset=1).copy()).view(dtype)
-    return value.repeat(info.size if constant else 1).reshape(info.shape)
+    return torch.from_numpy(entries.flatten()).view(dtype).reshape(info.shape)

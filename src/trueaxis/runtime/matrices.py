@@ -20,7 +20,6 @@ from trueaxis.runtime.transforms import COLUMNS, ROWS, TRANSPOSE, reflection
 from trueaxis.types import FormatError
 
 REFLECTIONS = tuple(reflection(sides) for sides in (COLUMNS, ROWS, COLUMNS | ROWS))
-CONSTANT_LIMIT = 1 << 22  # entries of a tensor that one value stands for
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,333 @@
+"""A second reader of the format, from docs/format.md and NumPy alone: slow, plain, and trusting its input.
+
+    directory ─▶ records ─▶ {name: raw bits of the tensor}
+
+It shares no code with the package; what both readers agree on is the format. Numbers and streams are decoded by the
+twins, one symbol at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twins import SideTwin, Twin, next_state
+
+Array = np.ndarray
+CLASSES = 48
+WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+MODEL, TABLES, STREAM, TRANSFORM, RESIDUAL, PLANES, ALIAS, SLICE = 1, 2, 3, 16, 18, 19, 20, 21
+
+
+class Bytes:
+    """A cursor over bytes."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, count: int) -> bytes:
+        assert self.position + count <= len(self.data)
+        self.position += count
+        return self.data[self.position - count : self.position]
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            (byte,) = self.take(1)
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    def rest(self) -> bytes:
+        return self.take(len(self.data) - self.position)
+
+
+def records(data: bytes) -> list[tuple[int, bytes, int]]:
+    """(type, payload, position after it) of a run of records, each checked."""
+    cursor, found = Bytes(data), []
+    while cursor.position < len(data):
+        start = cursor.position
+        kind, mark, crc = struct.unpack("<BBI", cursor.take(6))
+        payload = cursor.take(cursor.varint())
+        frame = data[start : cursor.position - len(payload)]
+        assert zlib.crc32(frame[:2] + bytes(4) + frame[6:] + payload) == crc
+        assert mark & 127 == 1
+        found.append((kind, payload, cursor.position))
+    return found
+
+
+def integers(data: bytes, contexts: list[int]) -> list[int]:
+    decoder = SideTwin(data)
+    return [decoder.integer(context) for context in contexts]
+
+
+def read_shards(path: Path) -> tuple[dict[str, Any], bytes, list[bytes]]:
+    """(header, model-level records after the first, bytes of every tensor's records)."""
+    files = sorted(path.glob("*.safetensors"))
+    areas, heads = [], []
+    for number, file in enumerate(files):
+        data = file.read_bytes()
+        size = 8 + struct.unpack("<Q", data[:8])[0]
+        assert json.loads(data[8:size])[f"trueaxis.{number + 1:05d}"]["shape"] == [len(data) - size]
+        heads.append(data[:size])
+        areas.append(data[size:])
+    kind, payload, end = records(areas[0])[0]
+    assert kind == MODEL
+    (count,) = struct.unpack_from("<I", payload)
+    assert count == len(files)
+    areas[0] = areas[0][end:]
+    for number, (head, area) in enumerate(zip(heads, areas, strict=True)):
+        digest = hashlib.blake2b(head + area, digest_size=16).digest()
+        assert payload[4 + 16 * number :][:16] == digest
+    header = json.loads(zlib.decompress(payload[4 + 16 * count :]))
+    config = json.loads((path / "config.json").read_text())
+    canonical = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    assert hashlib.blake2b(canonical, digest_size=16).hexdigest() == header["config"]
+    everything = Bytes(b"".join(areas))
+    model = everything.take(header["model_bytes"])
+    extents = [everything.take(length) for *_, length in header["tensors"]]
+    assert everything.position == len(everything.data)
+    return header, model, extents
+
+
+@dataclass
+class OracleTables:
+    """Tables as numbers: the coder, and offsets [2, classes, 2] in 1/64."""
+
+    twin: Twin
+    offsets: Array
+
+
+def read_tables(payload: bytes) -> OracleTables:
+    cursor = Bytes(payload)
+    largest = (7, 15, 31, 63)[cursor.take(1)[0]]
+    shape = integers(cursor.take(cursor.varint()), [0] * 96 + [1] * 48)
+    orders = np.cumsum(shape[96:])
+    present = [(q, c, shape[48 * q + c]) for q in range(2) for c in range(48) if shape[48 * q + c]]
+    contexts = [context for *_, used in present for context in [*(min(m, 15) for m in range(1, used)), 16, 17, 18]]
+    body = iter(integers(cursor.rest(), contexts))
+    frequencies, offsets = np.zeros((2, CLASSES, largest + 2), int), np.zeros((2, CLASSES, 2), int)
+    before: dict[int, Array] = {}
+    for q, cls, used in present:
+        row = frequencies[q, cls]
+        lower = before.get(q, np.zeros_like(row))
+        for m in [*range(1, used), largest + 1]:
+            row[m] = next(body) + lower[m]
+        offsets[q, cls] = next(body), next(body)
+        row[0] = 4096 - 2 * row[1:-1].sum() - row[-1]
+        before[q] = row
+    return OracleTables(Twin(frequencies, orders), offsets)
+
+
+@dataclass
+class Coded:
+    """A residual record without its indices; `own` is (lanes, strips per stream, [(stream, escapes)])."""
+
+    shape: tuple[int, int]
+    trellis: int
+    resolution: int
+    shift: int
+    centroids: bool
+    group: int
+    shared: int | None
+    own: tuple[int, int, list[tuple[bytes, bytes]]]
+    column_steps: Array
+    row_steps: Array
+    column_scales: Array
+    row_scales: Array
+
+    @property
+    def order(self) -> list[int]:
+        """Columns in file order."""
+        keys = zip(self.column_scales.tolist(), self.column_steps.tolist(), range(self.shape[1]), strict=True)
+        return [j for *_, j in sorted(keys)]
+
+    def segment(self, first: int, count: int) -> tuple[Array, Array, Array, int, int]:
+        """Some columns in file order, as the twin takes them; zeros for the indices."""
+        order = self.order[first : first + count]
+        empty = np.zeros((len(order), self.shape[0]), np.int32)
+        return empty, self.row_scales, self.column_scales[order], self.shift, self.trellis
+
+
+def read_residual(payload: bytes, rows: int, columns: int) -> Coded:
+    cursor = Bytes(payload)
+    trellis, resolution, shift, modes = cursor.take(4)
+    group, lanes, strips, shared, side_bytes = (cursor.varint() for _ in range(5))
+    groups = -(-columns // group)
+    sizes = [columns, rows * groups, columns, rows]
+    contexts = [c for a, size in enumerate(sizes) for c in [2 * a] + [2 * a + 1] * size]
+    numbers, arrays = integers(cursor.take(side_bytes), contexts), []
+    for a, size in enumerate(sizes):
+        first, entries = numbers[0], np.array(numbers[1 : size + 1])
+        numbers = numbers[size + 1 :]
+        arrays.append(np.cumsum(entries) if modes >> a & 1 else entries + first)
+    column_steps, row_steps, column_scales, row_scales = arrays
+    if not modes >> 5 & 1:
+        column_scales = column_scales - column_steps * (4 << shift) // resolution
+    count = 0 if shared else -(-columns // (lanes * strips))
+    lengths = [(cursor.varint(), cursor.varint()) for _ in range(count)]
+    streams = [(cursor.take(stream), cursor.take(escapes)) for stream, escapes in lengths]
+    assert cursor.position == len(payload)
+    return Coded(
+        (rows, columns), trellis, resolution, shift, bool(modes >> 4 & 1), group, shared - 1 if shared else None,
+        (lanes, strips, streams), column_steps, row_steps.reshape(rows, groups), column_scales, row_scales,
+    )  # fmt: skip
+
+
+def own_indices(coded: Coded, tables: OracleTables) -> Array:
+    """k [n, m] in file order."""
+    lanes, strips, streams = coded.own
+    width, parts = lanes * strips, []
+    for number, (stream, escapes) in enumerate(streams):
+        segment = coded.segment(number * width, width)
+        parts += tables.twin.decode(stream, escapes, [segment], lanes)
+    return np.concatenate(parts)
+
+
+def shared_indices(payload: bytes, members: list[Coded], tables: OracleTables) -> list[Array]:
+    cursor = Bytes(payload)
+    lanes = cursor.varint()
+    stream = cursor.take(cursor.varint())
+    segments = [coded.segment(0, coded.shape[1]) for coded in members]
+    return tables.twin.decode(stream, cursor.rest(), segments, lanes)
+
+
+def step(code: int, resolution: int) -> np.float32:
+    """2^(code / resolution), correctly rounded to float32: a power of two times a rounded 32nd root of one."""
+    exponent, fraction = divmod(code * 32 // resolution, 32)
+    return np.float32(np.float32(2.0 ** (fraction / 32)) * np.float32(2.0**exponent))
+
+
+def values_of(coded: Coded, indices: Array, tables: OracleTables) -> Array:
+    """float32 [m, n]."""
+    rows, columns = coded.shape
+    found = np.zeros((rows, columns), np.float32)
+    for place, j in enumerate(coded.order):
+        state, column = 0, step(int(coded.column_steps[j]), coded.resolution)
+        for i in range(rows):
+            k, q = int(indices[place, i]), state & 1
+            sign = (k > 0) - (k < 0)
+            value = np.float32(2 * k - q * sign)
+            if k and coded.centroids:
+                cls = min(max((int(coded.row_scales[i]) + int(coded.column_scales[j])) >> coded.shift, 0), 47)
+                offset = np.float32(tables.offsets[q, cls, min(abs(k), 2) - 1]) / np.float32(64)
+                value = value + np.float32(sign) * offset
+            row = step(int(coded.row_steps[i, j // coded.group]), coded.resolution)
+            found[i, j] = value * (column * row)
+            state = next_state(state, k, coded.trellis)
+    return found
+
+
+def reflected(values: Array) -> Array:
+    """The reflection of columns."""
+    n = values.shape[1]
+    r, found = 1 / math.sqrt(n), np.zeros_like(values)
+    for i, row in enumerate(values.astype(np.float64)):
+        total = 0.0
+        for j in range(n):
+            total += row[j]
+        t = (r * total + row[n - 1]) / (1 + r)
+        found[i, : n - 1] = row[: n - 1] - r * t
+        found[i, n - 1] = row[n - 1] - (r + 1) * t
+    return found
+
+
+def transformed(values: Array, payloads: list[bytes]) -> Array:
+    """Coded values in the place of the tensor."""
+    for payload in reversed(payloads):
+        if payload[0] == 0:
+            values = values.T
+        else:
+            assert payload[0] == 1
+            values = reflected(values) if payload[1] & 1 else values
+            values = reflected(values.T).T if payload[1] & 2 else values
+    return values
+
+
+def rounded(values: Array, dtype: str) -> bytes:
+    """Bits of float32 values in a dtype, to nearest, ties to even."""
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(values, "<f4").view("<u4").astype(np.uint64)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2").tobytes()
+    return np.ascontiguousarray(values).astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
+
+
+def read_planes(payload: bytes, count: int, width: int) -> bytes:
+    mode, cursor = payload[0], Bytes(payload[1:])
+    if mode < 2:
+        return cursor.rest() * (count if mode == 1 else 1)
+    numbers = integers(cursor.take(cursor.varint()), [0] + [1, 2] * count)
+    lower = cursor.rest() or bytes(count * (width - 2))
+    upper = [sign << 15 | magnitude + numbers[0] for sign, magnitude in zip(numbers[1::2], numbers[2::2], strict=True)]
+    parts = (lower[i * (width - 2) :][: width - 2] + struct.pack("<H", bits) for i, bits in enumerate(upper))
+    return b"".join(parts)
+
+
+class Oracle:
+    """Decodes a directory."""
+
+    def __init__(self, path: Path) -> None:
+        self.header, model, extents = read_shards(path)
+        found = records(model)
+        self.tables = next((read_tables(payload) for kind, payload, _ in found if kind == TABLES), None)
+        self.streams = [payload for kind, payload, _ in found if kind == STREAM]
+        self.shapes = {name: (tuple(shape), dtype) for name, shape, dtype, _ in self.header["tensors"]}
+        self.records = {
+            name: [(kind, payload) for kind, payload, _ in records(extent)]
+            for name, extent in zip(self.shapes, extents, strict=True)
+        }
+        self.matrices = {name: self._matrices(name) for name in self.shapes}
+
+    def _matrices(self, name: str) -> list[tuple[list[bytes], Coded]]:
+        """(transforms, residual) of every slice."""
+        rows, columns = self.shapes[name][0][-2:] if len(self.shapes[name][0]) > 1 else (0, 0)
+        found: list[tuple[list[bytes], Coded]] = []
+        turns: list[bytes] = []
+        for kind, payload in self.records[name]:
+            if kind == TRANSFORM:
+                turns.append(payload)
+            elif kind == RESIDUAL:
+                sides = (columns, rows) if turns[:1] == [b"\0"] else (rows, columns)
+                found.append((turns, read_residual(payload, *sides)))
+                turns = []
+        return found
+
+    def _indices(self) -> dict[tuple[str, int], Array]:
+        """k of every matrix."""
+        assert self.tables is not None
+        found, members = {}, [[] for _ in self.streams]
+        for name, parts in self.matrices.items():
+            for number, (_, coded) in enumerate(parts):
+                if coded.shared is None:
+                    found[name, number] = own_indices(coded, self.tables)
+                else:
+                    members[coded.shared].append((name, number, coded))
+        for payload, shared in zip(self.streams, members, strict=True):
+            decoded = shared_indices(payload, [coded for *_, coded in shared], self.tables)
+            found |= {(name, number): k for (name, number, _), k in zip(shared, decoded, strict=True)}
+        return found
+
+    def tensors(self) -> dict[str, bytes]:
+        """The bits of every tensor, little-endian, in row-major order."""
+        indices = self._indices() if self.tables else {}
+        found = {}
+        for name, (shape, dtype) in self.shapes.items():
+            kind, payload = self.records[name][-1]
+            if kind == PLANES:
+                found[name] = read_planes(payload, math.prod(shape), WIDTH[dtype])
+            elif kind == RESIDUAL:
+                found[name] = b"".join(
+                    rounded(transformed(values_of(coded, indices[name, number], self.tables), turns), dtype)
+                    for number, (turns, coded) in enumerate(self.matrices[name])
+                )
+        aliases = {name: found_[0][1].decode() for name, found_ in self.records.items() if found_[0][0] == ALIAS}
+        return found | {name: found[target] for name, target in aliases.items()}

@@ -1,0 +1,265 @@
+"""Golden files: small compressed directories that every later version must decode to the same bits.
+
+    families of features ─▶ tests/golden/v1/NAME/, and the SHA-256 of every decoded tensor in digests.json beside them
+
+    python tools/golden.py
+
+What exists is never written again: a file that no longer decodes is a broken reader, not an old file. A new feature of
+the format gets a new family here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+import trueaxis
+from checkpoints import save_small_llama, save_tokens
+from trueaxis import _core
+from trueaxis.container import CONFIG, Entry, pack_shards
+from trueaxis.entropy.model import CLASSES, CODES_PER_OCTAVE, MAGNITUDES, ZERO_CLASS, Tables, pack_tables, tables_for
+from trueaxis.entropy.stream import pack_residual, pack_shared, segment
+from trueaxis.header import config_hash
+from trueaxis.record import VERSION, Record, RecordType
+from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.matrices import matrix_records
+from trueaxis.runtime.planes import pack_planes
+from trueaxis.runtime.transforms import COLUMNS, ROWS, reflection
+from trueaxis.types import Array, Contexts, Grid, Quantized
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / f"v{VERSION}"
+FAMILY_CONFIG = {"model_type": "none", "quantization_config": {"quant_method": "trueaxis", "version": VERSION}}
+ROWS_OF_ALL, COLUMNS_OF_ALL = 20, 13
+
+
+def matrix(
+    seed: int,
+    trellis: int = 5,
+    *,
+    rows: int = ROWS_OF_ALL,
+    columns: int = COLUMNS_OF_ALL,
+    octaves: tuple[int, int] = (-2, 4),
+    shift: int = 0,
+    group: int | None = None,
+    resolution: int = 8,
+    row_scales: bool = False,
+    centroids: bool = True,
+) -> Quantized:
+    """Laplacian indices whose columns, and rows if wanted, differ in scale."""
+    rng = np.random.default_rng(seed)
+    scale = rng.integers(*octaves, columns)
+    rise = rng.integers(-1, 2, rows) * row_scales
+    indices = np.rint(rng.laplace(size=(columns, rows)) * 2.0 ** (scale[:, None] + rise)).astype(np.int32)
+    group = group or columns
+    spread = resolution if group < columns else 0
+    row_codes = rng.integers(-spread, spread + 1, (rows, -(-columns // group)))
+    grid = Grid(rng.integers(-6 * resolution, -3 * resolution, columns).astype(np.int32), row_codes.astype(np.int32),
+                resolution, group)  # fmt: skip
+    codes = CODES_PER_OCTAVE << shift
+    contexts = Contexts(
+        (rise * codes).astype(np.int32), (scale * codes + (ZERO_CLASS << shift)).astype(np.int32), shift
+    )
+    return Quantized(indices, grid, contexts, trellis, centroids)
+
+
+def tables_of(matrices: Sequence[Quantized], largest: int = 15) -> Tables:
+    """Tables of one alphabet for these matrices, with offsets of both signs."""
+    counts = _core.count_symbols(CLASSES, MAGNITUDES[-1], [segment(one) for one in matrices])
+    offsets = np.random.default_rng(0).integers(-20, 21, (2, CLASSES, 2)).astype(np.int8)
+    return tables_for(counts, offsets, largest)
+
+
+def write(path: Path, model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int = 10**9) -> None:
+    """A directory of these tensors."""
+    facts = {
+        "parameters": sum(int(np.prod(entry.shape)) for entry in entries), "config": config_hash(FAMILY_CONFIG),
+        "config_bytes": 2, "copied": [], "gauge": [], "recipe": {}, "sketch": [1, 70000],
+        "calibration": {"source": "none", "tokens": 0},
+    }  # fmt: skip
+    path.mkdir(parents=True)
+    for name, data in pack_shards(facts, model_records, entries, shard_bytes).items():
+        (path / name).write_bytes(data)
+    (path / CONFIG).write_text(json.dumps(FAMILY_CONFIG) + "\n")
+
+
+def write_matrices(
+    path: Path, matrices: Sequence[Quantized], largest: int = 15, lanes: int = 4, shard_bytes: int = 10**9
+) -> None:
+    """Every matrix a tensor with streams of its own, of the four dtypes in turn."""
+    tables = tables_of(matrices, largest)
+    entries = [
+        Entry(f"matrix.{number}", one.indices.shape[::-1], ("BF16", "F32", "F16", "F64")[number % 4],
+              matrix_records(pack_residual(one, tables, lanes, 100), None, False))
+        for number, one in enumerate(matrices)
+    ]  # fmt: skip
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries, shard_bytes)
+
+
+def trellises(path: Path) -> None:
+    """All codes, from the scalar quantizer to 256 states, with centroids and without."""
+    write_matrices(path, [matrix(trellis, trellis, centroids=trellis != 3) for trellis in range(8)])
+
+
+def alphabet(largest: int) -> Callable[[Path], None]:
+    """Magnitudes up to K, and escapes far beyond."""
+
+    def make(path: Path) -> None:
+        write_matrices(path, [matrix(largest, octaves=(-3, 12)), matrix(largest + 1, 0)], largest)
+
+    return make
+
+
+def classes(path: Path) -> None:
+    """All resolutions of scale codes, classes beyond both ends, rows with scales of their own."""
+    shifts = [matrix(40 + shift, shift=shift, row_scales=shift % 2 == 0) for shift in range(8)]
+    write_matrices(path, [*shifts, matrix(50, octaves=(-8, -5)), matrix(51, octaves=(8, 13))], 63)
+
+
+def steps(path: Path) -> None:
+    """All resolutions of steps, and steps of rows by groups of columns."""
+    plain = [matrix(60 + number, resolution=1 << number) for number in range(6)]
+    write_matrices(path, [*plain, matrix(70, group=4), matrix(71, group=1, resolution=32), matrix(72, group=12)])
+
+
+def lanes(path: Path) -> None:
+    """As many lanes as fit a register, more than there are columns, and several strips to a stream."""
+    found = [matrix(80 + number, columns=columns, rows=9) for number, columns in enumerate((1, 31, 32, 33, 70))]
+    write_matrices(path, found, lanes=32)
+
+
+def shared(path: Path) -> None:
+    """Two streams of several matrices each."""
+    groups = [[matrix(90 + number, number % 8, rows=5 + number) for number in range(3 * g, 3 * g + 3)] for g in (0, 1)]
+    tables = tables_of([one for group in groups for one in group])
+    entries = [
+        Entry(f"stream.{number}.matrix.{place}", one.indices.shape[::-1], "BF16",
+              matrix_records(pack_residual(one, tables, 8, 100, number), None, False))
+        for number, group in enumerate(groups)
+        for place, one in enumerate(group)
+    ]  # fmt: skip
+    streams = [
+        Record(RecordType.STREAM, pack_shared(group, tables, 8 << number)) for number, group in enumerate(groups)
+    ]
+    write(path, [Record(RecordType.TABLES, pack_tables(tables)), *streams], entries)
+
+
+def shards(path: Path) -> None:
+    """Three tensors in three shards and their index."""
+    write_matrices(path, [matrix(100 + number) for number in range(3)], shard_bytes=1)
+
+
+def slices(path: Path) -> None:
+    """Experts of a 3-D tensor, as they are and transposed; a transposed matrix; tied tensors."""
+    members = [matrix(110 + number, rows=6, columns=10) for number in range(6)]
+    tables = tables_of(members)
+    payloads = [pack_residual(one, tables, 4, 100) for one in members]
+    plain = [record for index in range(3) for record in matrix_records(payloads[index], index, False)]
+    turned = [record for index in range(2) for record in matrix_records(payloads[3 + index], index, True)]
+    entries = [
+        Entry("experts", (3, 6, 10), "BF16", tuple(plain)),
+        Entry("experts.turned", (2, 10, 6), "F32", tuple(turned)),
+        Entry("turned", (10, 6), "F16", matrix_records(payloads[5], None, True)),
+        Entry("experts.tied", (3, 6, 10), "BF16", (Record(RecordType.ALIAS, b"experts"),)),
+        Entry("turned.tied", (10, 6), "F16", (Record(RecordType.ALIAS, b"turned"),)),
+    ]
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
+
+
+def reflections(path: Path) -> None:
+    """Every choice of sides, one of them transposed."""
+    members = [matrix(120 + number, rows=9) for number in range(4)]
+    tables = tables_of(members)
+    turns = [COLUMNS, ROWS, COLUMNS | ROWS, COLUMNS]
+    entries = [
+        Entry(f"reflected.{number}", (13, 9) if number == 3 else (9, 13), "BF16" if number % 2 else "F32",
+              matrix_records(pack_residual(one, tables, 4, 100), None, number == 3, [reflection(turns[number])]))
+        for number, one in enumerate(members)
+    ]  # fmt: skip
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
+
+
+def exact(path: Path) -> None:
+    """All ways to keep a tensor bit for bit, without and with records that need not be known."""
+    rng = np.random.default_rng(130)
+    norm = (1 + 0.2 * rng.standard_normal(40)).astype("<f4")
+    bias = rng.standard_normal(40).astype("<f2")
+    kinds: list[tuple[str, str, tuple[int, ...], Array]] = [
+        ("norm", "F32", (40,), norm),
+        ("bias", "F16", (5, 8), bias),
+        ("short", "F32", (40,), (norm.view("<u4") & 0xFFFF0000).view("<f4")),
+        ("half", "BF16", (40,), (norm.view("<u4") >> 16).astype("<u2")),
+        ("double", "F64", (40,), rng.standard_normal(40)),
+        ("ones", "BF16", (64,), np.full(64, 0x3F80, "<u2")),
+        ("noise", "BF16", (30,), rng.integers(0, 0x7F00, 30).astype("<u2")),
+        ("scalar", "F32", (), norm[:1]),
+        ("empty", "F32", (3, 0), norm[:0]),
+    ]
+    entries = [
+        Entry(name, shape, dtype, (Record(RecordType.PLANES, pack_planes(
+            values.view(np.uint8).reshape(values.size, values.itemsize))),))
+        for name, dtype, shape, values in kinds
+    ]  # fmt: skip
+    unknown = Record(200, b"a record of later", required=False)
+    entries.append(Entry("hinted", (40,), "F32", (unknown, *entries[0].records)))
+    write(path, [], entries)
+
+
+def llama(path: Path) -> None:
+    """A model from `trueaxis.compress` itself."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens = save_tokens(Path(folder) / "tokens.npy", 37)
+        model = save_small_llama(Path(folder) / "model")
+        trueaxis.compress(model, path, bits=9, calibration=[tokens])
+    (path / "trueaxis.json").unlink()
+
+
+FAMILIES: dict[str, Callable[[Path], None]] = {
+    "trellises": trellises,
+    **{f"alphabet-{largest}": alphabet(largest) for largest in MAGNITUDES},
+    "classes": classes,
+    "steps": steps,
+    "lanes": lanes,
+    "shared": shared,
+    "shards": shards,
+    "slices": slices,
+    "reflections": reflections,
+    "exact": exact,
+    "llama": llama,
+}
+
+
+def digests(path: Path) -> dict[str, str]:
+    """SHA-256 of the bits of every tensor of a compressed directory."""
+    import torch
+
+    decoded = Decoder(path).tensors()
+    return {
+        name: hashlib.sha256(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, value in decoded.items()
+    }
+
+
+def main() -> None:
+    """Adds the families that are missing."""
+    file = GOLDEN / "digests.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    for name, make in FAMILIES.items():
+        if name in known:
+            continue
+        make(GOLDEN / name)
+        known[name] = digests(GOLDEN / name)
+        size = sum(one.stat().st_size for one in (GOLDEN / name).iterdir())
+        print(f"{name}: {len(known[name])} tensors, {size:,} bytes")
+    file.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
