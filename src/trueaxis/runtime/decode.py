@@ -71,13 +71,15 @@ class Decoder:
     def tensors(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
         """All tensors, decoded side by side; tied ones share storage."""
 
-        def own(name: str) -> torch.Tensor | None:
+        def read(name: str) -> tuple[str, torch.Tensor | None]:
             records = self._records(name)
-            return None if _is_alias(records) else self._decoded(name, records, dtype)
+            if _is_alias(records):
+                return str(self.alias(name)), None
+            return name, self._decoded(name, records, dtype)
 
-        found = dict(zip(self.names(), ordered_map(own, self.names(), self._threads), strict=True))
-        targets = {name: self.alias(name) or name for name, value in found.items() if value is None}
-        return {name: found[targets.get(name, name)] for name in found}  # pyright: ignore[reportReturnType]
+        read_by_name = dict(zip(self.names(), ordered_map(read, self.names(), self._threads), strict=True))
+        own = {name: value for name, value in read_by_name.values() if value is not None}
+        return {name: own[target] for name, (target, _) in read_by_name.items()}
 
     def alias(self, name: str) -> str | None:
         """Name of the tensor that `name` is tied to, or None.
