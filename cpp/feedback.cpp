@@ -86,8 +86,7 @@ class Settled {
                                    const uint8_t* __restrict choices, const uint8_t* __restrict column_classes,
                                    const float* __restrict steps, const float* __restrict weights,
                                    const float* __restrict offsets, int classes, int32_t* __restrict indices,
-                                   float* __restrict errors, float* __restrict residuals,
-                                   int32_t* __restrict places) {
+                                   float* __restrict errors, float* __restrict residuals, int32_t* __restrict places) {
         for (size_t i = 0; i < rows; ++i) {
             const int branch = branches[i];
             const int q = branch >> 1;

@@ -250,7 +250,7 @@ NAMED: dict[str, Recipe] = {
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off")),
     "gauge": Recipe(),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
-    "fast": Recipe(quantize=Feedback(effort="fast")),
+    "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
     "best": Recipe(quantize=Feedback(effort="best")),
     "gptq": Recipe(Identity(), quantize=Gptq()),
     "gptq-uniform": Recipe(Identity(), quantize=GptqUniform()),
