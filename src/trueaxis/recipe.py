@@ -93,7 +93,7 @@ class Feedback:
 
     effort: str = "default"
     damping: float = 1e-3
-    rate_weight: float = 0.03
+    rate_weight: float = 0.045
     row_exponent: float = 0.5
 
 
