@@ -24,11 +24,12 @@ from trueaxis.runtime.decode import Decoder
 from trueaxis.types import Metric
 
 NORMED, UNKNOWN = "queries and keys are normalized", "no attention whose heads are known"
-ALL = {"residual": "", "heads": "", "planes": "", "channels": ""}
+ALL = {"residual": "", "heads": "", "planes": "", "order": "", "channels": ""}
 NONE = {
     "residual": "family is not known by name",
     "heads": UNKNOWN,
     "planes": UNKNOWN,
+    "order": UNKNOWN,
     "channels": "no hidden channels are known",
 }
 # What a symmetry is left out for; empty where it is used. The same table stands in docs/theory.md.
@@ -60,7 +61,7 @@ TABLE = {
     "gpt2, untied": ALL,
     "phi, normalized": ALL | {"planes": NORMED},
 }
-TURNED = Gauge("random", "random", "random", "best")
+TURNED = Gauge("random", "random", "random", "best", "best")
 
 
 def test_every_family_has_a_row() -> None:

@@ -9,6 +9,7 @@ symmetry that moves the output by 10⁻⁶ nats or more is named and left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ def gauge(stage: Gauge, network: Network) -> Alignment:
         stage: Axes per symmetry: a name of `basis.AXES`, "best", or "off".
         network: Checkpoint and statistics.
     """
-    wanted = {"residual": stage.residual, "heads": stage.heads, "planes": stage.planes, "channels": stage.channels}
-    parts = [SYMMETRIES[name](network, axes) for name, axes in wanted.items() if axes != "off"]
+    wanted = asdict(stage)
+    parts = [symmetry(network, wanted[name]) for name, symmetry in SYMMETRIES.items() if wanted[name] != "off"]
     used = [part for part in parts if part.changes]
     left_out: dict[str, float] = {}
     if used and not _is_exact(network, used):
