@@ -261,7 +261,9 @@ class Network:
         """Of every quantized matrix; those that share a space share a factorization."""
         found: dict[str, _Columns] = {}
         readers = {weight.space: weight for weight in self.weights if weight.role not in ("exact", "embedding")}
-        energies = ordered_map(lambda weight: _conditional_energies(self.metric(weight)), readers.values(), self.threads)
+        energies = ordered_map(
+            lambda weight: _conditional_energies(self.metric(weight)), readers.values(), self.threads
+        )
         squares = dict(zip(readers, energies, strict=True))
         for weight in self.weights:
             if weight.role == "exact":
