@@ -246,11 +246,29 @@ def transformed(values: Array, payloads: list[bytes]) -> Array:
     for payload in reversed(payloads):
         if payload[0] == 0:
             values = values.T
+        elif payload[0] == 2:
+            values = values + np.eye(len(values), dtype=np.float32) * np.frombuffer(payload, "<f4", offset=1)
         else:
             assert payload[0] == 1
             values = reflected(values) if payload[1] & 1 else values
             values = reflected(values.T).T if payload[1] & 2 else values
     return values
+
+
+def multiplied(left: Array, right: Array) -> Array:
+    """A·S in whole numbers of 20 bits times powers of two."""
+    rows, columns = [whole_numbers(row) for row in left], [whole_numbers(column) for column in right.T]
+    found = np.zeros((len(rows), len(columns)), np.float32)
+    for i, (a, p) in enumerate(rows):
+        for j, (b, q) in enumerate(columns):
+            found[i, j] = np.float32(math.ldexp(sum(x * y for x, y in zip(a, b, strict=True)), p + q))
+    return found
+
+
+def whole_numbers(values: Array) -> tuple[list[int], int]:
+    largest = max(abs(float(value)) for value in values)
+    p = math.floor(math.log2(largest)) - 18 if largest else -19
+    return [round(math.ldexp(float(value), -p)) for value in values], p
 
 
 def rounded(values: Array, dtype: str) -> bytes:
@@ -290,6 +308,7 @@ class Oracle:
     def _matrices(self, name: str) -> list[tuple[list[bytes], Coded]]:
         """(transforms, residual) of every slice."""
         rows, columns = self.shapes[name][0][-2:] if len(self.shapes[name][0]) > 1 else (0, 0)
+        rows = columns if self.records[name][0][0] == ALIAS else rows
         found: list[tuple[list[bytes], Coded]] = []
         turns: list[bytes] = []
         for kind, payload in self.records[name]:
@@ -316,6 +335,13 @@ class Oracle:
             found |= {(name, number): k for (name, number, _), k in zip(shared, decoded, strict=True)}
         return found
 
+    def _values(self, name: str, indices: dict[tuple[str, int], Array]) -> list[Array]:
+        """float32 values of every slice."""
+        return [
+            transformed(values_of(coded, indices[name, number], self.tables), turns)
+            for number, (turns, coded) in enumerate(self.matrices[name])
+        ]
+
     def tensors(self) -> dict[str, bytes]:
         """The bits of every tensor, little-endian, in row-major order."""
         indices = self._indices() if self.tables else {}
@@ -325,9 +351,9 @@ class Oracle:
             if kind == PLANES:
                 found[name] = read_planes(payload, math.prod(shape), WIDTH[dtype])
             elif kind == RESIDUAL:
-                found[name] = b"".join(
-                    rounded(transformed(values_of(coded, indices[name, number], self.tables), turns), dtype)
-                    for number, (turns, coded) in enumerate(self.matrices[name])
-                )
-        aliases = {name: found_[0][1].decode() for name, found_ in self.records.items() if found_[0][0] == ALIAS}
+                values = self._values(name, indices)
+                if self.records[name][0][0] == ALIAS:
+                    values = [multiplied(self._values(self.records[name][0][1].decode(), indices)[0], values[0])]
+                found[name] = b"".join(rounded(part, dtype) for part in values)
+        aliases = {name: found_[-1][1].decode() for name, found_ in self.records.items() if found_[-1][0] == ALIAS}
         return found | {name: found[target] for name, target in aliases.items()}

@@ -32,7 +32,7 @@ from trueaxis.record import VERSION, Record, RecordType
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
-from trueaxis.runtime.transforms import COLUMNS, ROWS, reflection
+from trueaxis.runtime.transforms import COLUMNS, ROWS, Reflection
 from trueaxis.types import Array, Contexts, Grid, Quantized
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / f"v{VERSION}"
@@ -180,7 +180,7 @@ def reflections(path: Path) -> None:
     turns = [COLUMNS, ROWS, COLUMNS | ROWS, COLUMNS]
     entries = [
         Entry(f"reflected.{number}", (13, 9) if number == 3 else (9, 13), "BF16" if number % 2 else "F32",
-              matrix_records(pack_residual(one, tables, 4, 100), None, number == 3, [reflection(turns[number])]))
+              matrix_records(pack_residual(one, tables, 4, 100), None, number == 3, [Reflection(turns[number])]))
         for number, one in enumerate(members)
     ]  # fmt: skip
     write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)

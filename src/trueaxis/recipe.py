@@ -38,12 +38,14 @@ class Gauge:
         residual: Axes of the residual stream, one of `AXES`.
         heads: Axes between values and output of each key-value head.
         planes: "best" turns the rotary planes of queries and keys.
+        order: "best" sorts attention heads by energy.
         channels: "best" sorts the hidden channels of MLPs by energy.
     """
 
     residual: str = "best"
     heads: str = "best"
     planes: str = "best"
+    order: str = "best"
     channels: str = "best"
 
 
@@ -246,8 +248,8 @@ class Recipe:
 
 NAMED: dict[str, Recipe] = {
     "identity": Recipe(align=Identity()),
-    "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off")),
-    "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off")),
+    "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off", "off")),
+    "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off", "off")),
     "gauge": Recipe(),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
     "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
@@ -317,7 +319,7 @@ def _parse_stage(stage: str, value: Any) -> Any:
     return stage_value
 
 
-CHOICES = {"effort": tuple(EFFORTS), "residual": AXES, "heads": AXES, "planes": AXES, "channels": AXES}
+CHOICES = {"effort": tuple(EFFORTS), "residual": AXES, "heads": AXES, "planes": AXES, "order": AXES, "channels": AXES}
 RANGES = {
     "damping": (0.0, 1.0),
     "rate_weight": (0.0, 10.0),

@@ -9,16 +9,18 @@ symmetry that moves the output by 10⁻⁶ nats or more is named and left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from trueaxis.align.network import Alignment, Change, Network
+from trueaxis.align.network import Alignment, Change, Network, Product
 from trueaxis.align.part import Part
 from trueaxis.align.symmetry import SYMMETRIES
-from trueaxis.metric.running import forward, load_model
+from trueaxis.metric.running import forward, load_model, untie
 from trueaxis.metric.sensitivity import Output, Reference
 from trueaxis.model.architecture import locate, parameter
+from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Gauge, Identity
 
@@ -38,15 +40,15 @@ def gauge(stage: Gauge, network: Network) -> Alignment:
         stage: Axes per symmetry: a name of `basis.AXES`, "best", or "off".
         network: Checkpoint and statistics.
     """
-    wanted = {"residual": stage.residual, "heads": stage.heads, "planes": stage.planes, "channels": stage.channels}
-    parts = [SYMMETRIES[name](network, axes) for name, axes in wanted.items() if axes != "off"]
+    wanted = asdict(stage)
+    parts = [symmetry(network, wanted[name]) for name, symmetry in SYMMETRIES.items() if wanted[name] != "off"]
     used = [part for part in parts if part.changes]
     left_out: dict[str, float] = {}
     if used and not _is_exact(network, used):
         left_out = {part.name: kl for part in used if (kl := _moved_nats(network, [part])) >= LARGEST_KL_NATS}
         used = [part for part in used if part.name not in left_out]
     notes = [f"{part.name}: {_told(part, left_out)}" for part in parts]
-    return Alignment(_joined(used), tuple(notes))
+    return Alignment(_joined(used), tuple(notes), _products(used))
 
 
 ALIGNERS = {Identity: identity, Gauge: gauge}
@@ -64,6 +66,10 @@ def _joined(parts: Sequence[Part]) -> dict[str, Change]:
     return changes
 
 
+def _products(parts: Sequence[Part]) -> tuple[Product, ...]:
+    return tuple(product for part in parts for product in part.products)
+
+
 def _is_exact(network: Network, parts: Sequence[Part]) -> bool:
     return _moved_nats(network, parts) < LARGEST_KL_NATS
 
@@ -78,14 +84,16 @@ def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
     with torch.inference_mode():
         model = load_model(network.checkpoint)
         expected = Reference(Output.of(model, forward(model, ids)), [], ids.numel())
-        _move(network, model, _joined(parts))
+        _move(network, model, _joined(parts), _products(parts))
         return expected.change(Output.of(model, forward(model, ids))) / ids.numel()
 
 
-def _move(network: Network, model: Any, changes: dict[str, Change]) -> None:
+def _move(network: Network, model: Any, changes: dict[str, Change], products: Sequence[Product]) -> None:
     """Takes the parameters of the running model to new coordinates, in place."""
     import torch
 
+    if products:
+        untie(model, route(network.checkpoint))
     places = {weight.name: locate(model, weight.place) for weight in network.weights if weight.place is not None}
     biases = {
         weight.bias: parameter(model, f"{weight.place.module}.bias")
@@ -100,3 +108,6 @@ def _move(network: Network, model: Any, changes: dict[str, Change]) -> None:
             found.copy_(torch.from_numpy(changes[name].loaded(found.numpy())))
 
     ordered_map(move, changes, network.threads)
+    for product in products:
+        source = places[product.source].double().numpy()
+        parameter(model, product.name).copy_(torch.from_numpy(product.loaded(source)))

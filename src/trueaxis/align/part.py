@@ -12,7 +12,7 @@ import numpy as np
 
 from trueaxis.align.basis import Term, best
 from trueaxis.align.maps import Step, Within
-from trueaxis.align.network import Change, Network
+from trueaxis.align.network import Change, Network, Product
 from trueaxis.types import Array
 
 
@@ -24,11 +24,13 @@ class Part:
         name: Of the symmetry.
         choice: The axes chosen and what they save, or why the symmetry is left alone.
         changes: Name of a tensor → its change; empty if nothing changes.
+        products: Tensors that the loaded model then has beside the original's.
     """
 
     name: str
     choice: str
     changes: Mapping[str, Change] = field(default_factory=dict)
+    products: tuple[Product, ...] = ()
 
 
 def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str, Array, float]:

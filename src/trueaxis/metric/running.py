@@ -19,6 +19,7 @@ import torch
 
 from trueaxis.model.architecture import architecture, submodule
 from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.graph import Route
 from trueaxis.progress import quiet_loading
 from trueaxis.types import CheckpointError
 
@@ -49,6 +50,15 @@ def load_model(checkpoint: Checkpoint) -> Any:
             "and would run with random numbers in its place; correct 'architectures' in config.json or the weights"
         )
     return model.eval().requires_grad_(False)
+
+
+def untie(model: Any, places: Route) -> None:
+    """Give the head of a tied model a matrix of its own."""
+    if places.head is None or places.embedding is None:
+        return
+    head: Any = submodule(model, places.head)
+    if head.weight is submodule(model, places.embedding).weight:
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
 
 
 def forward(model: Any, ids: torch.Tensor) -> Any:
