@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
     _add_eval(commands)
     _add_sweep(commands)
+    _add_analyze(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -164,6 +165,18 @@ def _add_eval(commands: Any) -> None:
     command.add_argument("--allow-overlap", action="store_true", help="evaluate on calibration text, and say so")
     command.add_argument("--device", default="cpu", metavar="D", help="torch device (default cpu)")
     command.set_defaults(run=_eval)
+
+
+def _add_analyze(commands: Any) -> None:
+    text = "what the theory claims of this checkpoint's weights, and whether it holds"
+    command = commands.add_parser("analyze", help=text, description=text)
+    _add_model(command)
+    command.add_argument(
+        "--text", nargs="+", default=[], metavar="FILE",
+        help="text, or token ids (.npy, integers [sequences, length]); without it: text sampled from the model",
+    )  # fmt: skip
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="of sampled text (default 0)")
+    command.set_defaults(run=_analyze)
 
 
 def _add_demo(commands: Any) -> None:
@@ -319,6 +332,22 @@ def _eval(options: argparse.Namespace) -> Result:
         lines.append(f"same likeliest token: {found.top1_agreement:.2%}")
     if found.overlap is not None:
         lines.append(f"estimated overlap with the calibration text: {found.overlap:.1%}")
+    return asdict(found), "\n".join(lines)
+
+
+def _analyze(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    with _progress_bar() as progress:
+        found = trueaxis.analyze(options.model, text=options.text, seed=options.seed, progress=progress)
+    lines = [
+        f"{found.model}: {len(found.matrices)} matrices, {found.tokens:,} tokens ({found.source}), "
+        f"{found.seconds:.0f} s; aligned axes: {found.aligned}"
+    ]
+    for claim in found.claims:
+        number = "-" if claim.value is None else f"{claim.value:.3g}"
+        bounds = f"({claim.interval[0]:.3g} to {claim.interval[1]:.3g})" if claim.interval else f"({claim.reason})"
+        lines.append(f"{claim.verdict:15} {claim.name:26} {number} {bounds} {claim.unit}")
     return asdict(found), "\n".join(lines)
 
 
