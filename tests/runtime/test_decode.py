@@ -153,7 +153,9 @@ def test_any_bytes_in_any_type_of_record(
     parts: Parts, tmp_path: Path, name: str, kind: RecordType, payload: bytes
 ) -> None:
     message = read_all(forge(tmp_path, changed_record(parts, name, payload, kind)))
-    assert message is None or name in message or "tied" in message
+    # a tensor tied to it, or that shares its stream, may be what is read first
+    named = ("tied", *(("first", "second") if name in ("first", "second") else (name,)))
+    assert message is None or any(one in message for one in named)
 
 
 @hostile
