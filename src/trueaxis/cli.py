@@ -188,8 +188,15 @@ def _add_demo(commands: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 1 on bad input or a damaged file, 2 on wrong usage."""
-    options = build_parser().parse_args(arguments)
+    """Runs one command; 0 on success, 1 on bad input or a damaged file, 2 on wrong usage, 130 when interrupted."""
+    try:
+        return _finish(build_parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        print("trueaxis: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _finish(options: argparse.Namespace) -> int:
     try:
         result, text = options.run(options)
     except TrueaxisError as error:
@@ -197,9 +204,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}))
         print(f"trueaxis: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("trueaxis: interrupted; nothing was written", file=sys.stderr)
-        return 130
     print(json.dumps(result) if options.json else text)
     return 0
 
@@ -235,7 +239,7 @@ def _compress(options: argparse.Namespace) -> Result:
 def _kl(found: Any) -> str:
     """KL and its interval, of an evaluation or a row of a sweep."""
     interval = f", 95 % interval {found.kl_interval[0]:.5f} to {found.kl_interval[1]:.5f}" if found.kl_interval else ""
-    return f"{found.kl_nats:.5f} nats per token{interval}"
+    return f"{max(found.kl_nats, 0.0):.5f} nats per token{interval}"  # sums in floating point may end below 0
 
 
 def _sweep(options: argparse.Namespace) -> Result:

@@ -40,10 +40,14 @@ def load_model(checkpoint: Checkpoint) -> Any:
         with quiet_loading():
             model, keys = found[1].from_pretrained(
                 checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                trust_remote_code=False, output_loading_info=True,
+                trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
+    for name, found_shape, expected_shape in sorted(keys["mismatched_keys"]):
+        raise CheckpointError(
+            f"{name}: config.json says {list(expected_shape)}, {checkpoint.path} holds {list(found_shape)}; correct one"
+        )
     if keys["missing_keys"]:
         raise CheckpointError(
             f"{min(keys['missing_keys'])}: {type(model).__name__} needs this tensor, but {checkpoint.path} lacks it, "
