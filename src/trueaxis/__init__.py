@@ -28,6 +28,7 @@ from trueaxis.types import (
 
 if TYPE_CHECKING:
     from trueaxis.coders import compare_coders
+    from trueaxis.comparison.run import ComparisonReport, compare
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
@@ -38,6 +39,7 @@ __version__ = version("trueaxis")
 __all__ = [
     "CalibrationError",
     "CheckpointError",
+    "ComparisonReport",
     "CompressionReport",
     "Evaluation",
     "FormatError",
@@ -45,6 +47,7 @@ __all__ = [
     "TargetError",
     "TensorReport",
     "TrueaxisError",
+    "compare",
     "compare_coders",
     "compress",
     "evaluate",
@@ -56,6 +59,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ComparisonReport": "trueaxis.comparison.run",
+    "compare": "trueaxis.comparison.run",
     "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
     "evaluate": "trueaxis.evaluation",

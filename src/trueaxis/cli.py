@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
     _add_eval(commands)
     _add_sweep(commands)
+    _add_compare(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -109,6 +110,29 @@ def _add_sweep(commands: Any) -> None:
     command.set_defaults(run=_sweep)
 
 
+def _add_compare(commands: Any) -> None:
+    from trueaxis.comparison.peer import PEERS
+    from trueaxis.recipe import COMPARED
+
+    text = "recipes, and other people's quantizers where installed, on one model and one text"
+    command = commands.add_parser(
+        "compare", help=text,
+        description=f"Compare {text}: real bytes, one evaluation.\nAfter every peer comes the default recipe at that "
+        "peer's very size.",
+    )  # fmt: skip
+    _add_model(command)
+    command.add_argument("--bits", type=_rates, required=True, metavar="B,B,…", help="rates of the recipes: 3,4,5")
+    _add_text(command)
+    command.add_argument("--recipes", nargs="+", default=list(COMPARED), metavar="NAME", help=f"({' '.join(COMPARED)})")
+    command.add_argument(
+        "--peers", nargs="*", default=list(PEERS), metavar="NAME",
+        help=f"of {', '.join(PEERS)} (default: all);\n'make bench-peers' installs them, each apart",
+    )  # fmt: skip
+    _add_calibration(command)
+    command.add_argument("--plot", metavar="FILE", help="draw KL over the rate in a .png or .svg file")
+    command.set_defaults(run=_compare)
+
+
 def _rates(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
@@ -130,9 +154,14 @@ def _add_evaluation(command: Any, *, required: bool) -> None:
 
 
 def _add_run(command: Any) -> None:
-    """Options of whatever compresses."""
+    """Options of whatever compresses by one recipe."""
     from trueaxis.recipe import NAMED
 
+    command.add_argument("--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file")
+    _add_calibration(command)
+
+
+def _add_calibration(command: Any) -> None:
     command.add_argument(
         "--calibration",
         nargs="+",
@@ -144,7 +173,6 @@ def _add_run(command: Any) -> None:
     command.add_argument(
         "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
     )
-    command.add_argument("--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file")
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
     command.add_argument(
         "--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N"
@@ -156,14 +184,18 @@ def _add_eval(commands: Any) -> None:
     text = "perplexity on text, and KL(reference || model) per token"
     command = commands.add_parser("eval", help=text, description=text)
     command.add_argument("directory", metavar="DIR", help="compressed directory or original checkpoint")
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--text", nargs="+", default=[], metavar="FILE", help="text, read with DIR's tokenizer")
-    source.add_argument("--tokens", metavar="FILE.npy", help="token ids, integers [sequences, length]")
+    _add_text(command)
     command.add_argument("--reference", metavar="DIR", help="model to compare with, usually the original")
     command.add_argument("--statistics", metavar="FILE", help="of the calibration: finds reused text more surely")
     command.add_argument("--allow-overlap", action="store_true", help="evaluate on calibration text, and say so")
     command.add_argument("--device", default="cpu", metavar="D", help="torch device (default cpu)")
     command.set_defaults(run=_eval)
+
+
+def _add_text(command: Any) -> None:
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--text", nargs="+", default=[], metavar="FILE", help="text, read with the model's tokenizer")
+    source.add_argument("--tokens", metavar="FILE.npy", help="token ids, integers [sequences, length]")
 
 
 def _add_demo(commands: Any) -> None:
@@ -244,6 +276,24 @@ def _sweep(options: argparse.Namespace) -> Result:
         for row in found.rows
     ]
     return asdict(found), "\n".join(lines)
+
+
+def _compare(options: argparse.Namespace) -> Result:
+    from trueaxis.comparison.run import compare
+    from trueaxis.comparison.table import render
+    from trueaxis.plot import check_plot, draw_comparison
+
+    if options.plot is not None:
+        check_plot(options.plot)
+    with _progress_bar() as progress:
+        found = compare(
+            options.model, bits=options.bits, text=options.text, tokens=options.tokens, recipes=options.recipes,
+            peers=options.peers, calibration=options.calibration, statistics=options.statistics, seed=options.seed,
+            threads=options.threads, device=options.device, progress=progress,
+        )  # fmt: skip
+    if options.plot is not None:
+        draw_comparison(found, options.plot)
+    return asdict(found), render(found)
 
 
 def _inspect(options: argparse.Namespace) -> Result:
