@@ -29,6 +29,7 @@ from trueaxis.types import (
 if TYPE_CHECKING:
     from trueaxis.analyze.journey import analyze
     from trueaxis.coders import compare_coders
+    from trueaxis.comparison.run import ComparisonReport, compare
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
@@ -39,6 +40,7 @@ __version__ = version("trueaxis")
 __all__ = [
     "CalibrationError",
     "CheckpointError",
+    "ComparisonReport",
     "CompressionReport",
     "Evaluation",
     "FormatError",
@@ -47,6 +49,7 @@ __all__ = [
     "TensorReport",
     "TrueaxisError",
     "analyze",
+    "compare",
     "compare_coders",
     "compress",
     "evaluate",
@@ -59,6 +62,8 @@ __all__ = [
 
 _HOMES = {
     "analyze": "trueaxis.analyze.journey",
+    "ComparisonReport": "trueaxis.comparison.run",
+    "compare": "trueaxis.comparison.run",
     "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
     "evaluate": "trueaxis.evaluation",

@@ -262,6 +262,8 @@ NAMED: dict[str, Recipe] = {
     "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore()),
 }
 NAMED["default"] = NAMED["gauge"]
+COMPARED = ("default", "identity", "rotation", "watersic", "gptq", "rtn")
+"""What a comparison shows unless told otherwise."""
 
 
 def recipe(name_or_path: str | Path | Recipe) -> Recipe:
