@@ -23,6 +23,7 @@ from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Coder
 from trueaxis.record import VERSION, Record, RecordType
+from trueaxis.runtime.factors import factor_records
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
 from trueaxis.types import Array, Quantized, Weight
@@ -112,9 +113,9 @@ def assemble(
     )
     records: dict[str, list[Record]] = {}
     for (weight, _), payload in zip(matrices, payloads, strict=True):
-        records.setdefault(weight.tensor, []).extend(
-            matrix_records(payload, weight.slice, weight.transposed, (transforms or {}).get(weight.name, ()))
-        )
+        whole = weight.name.removesuffix(f"#{weight.factor}") if weight.factor else weight.name
+        found = matrix_records(payload, weight.slice, weight.transposed, (transforms or {}).get(whole, ()))
+        records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
     entries = [
         Entry(name, checkpoint.entries[name].shape, checkpoint.entries[name].dtype, tuple(found))
         for name, found in records.items()

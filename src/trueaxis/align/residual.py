@@ -18,9 +18,9 @@ import numpy as np
 from trueaxis.align.basis import Term
 from trueaxis.align.maps import Blank, Map, Reflect, Rotate, Unscale, Within, moment
 from trueaxis.align.network import Change, Network, merged, shifted
-from trueaxis.align.part import Part, chosen_axes
+from trueaxis.align.part import Part, Site, Turn, chosen_axes
 from trueaxis.runtime.transforms import COLUMNS, ROWS
-from trueaxis.types import Array, Weight
+from trueaxis.types import Array, Space, Weight
 
 DEPTH_GROUPS = 2  # blocks enter the search for one rotation as so many averages
 WORTHWHILE_BITS = 0.002  # axes that save less per weight are not worth a change
@@ -36,10 +36,28 @@ def residual(network: Network, axes: str) -> Part:
     centred = network.family is not None and network.family.norms.kind == "layer"
     chosen, rotation, saved = chosen_axes(axes, _without_mean(terms) if centred else terms, network)
     if saved < WORTHWHILE_BITS and axes == "best":
-        return Part("residual", f"own axes: {chosen} would save {saved:.4f} bits")
+        told = f"own axes: others would save {saved:.4f} bits" if saved else "own axes: others save no more than chance"
+        return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
     name = f"residual:{chosen}"
     changes = _around_layer_norms(network, name, rotation) if centred else _around_rms_norms(network, name, rotation)
-    return Part("residual", f"{chosen}, saves {saved:.4f} bits", changes)
+    turn = _turn(network, changes, rotation.shape[0])
+    space = Space("residual", chosen, saved)
+    return Part("residual", f"{chosen}, saves {saved:.4f} bits", changes, (turn,), (space,))
+
+
+def _turn(network: Network, changes: dict[str, Change], width: int) -> Turn:
+    """The same rotation of everything again: a tensor that reads or writes the stream still does."""
+    reading = {
+        weight.name
+        for weight in network.weights
+        if weight.norm is not None or (weight.writes == "residual" and weight.role in ("embedding", "exact"))
+    }
+    sites = [
+        Site(name, "reads" if name in reading else "writes", np.arange(width)[None], np.zeros(1, np.int64))
+        for name, change in changes.items()
+        if change.reads or change.writes
+    ]
+    return Turn("residual", 1, width, tuple(sites))
 
 
 def _around_rms_norms(network: Network, name: str, rotation: Array) -> dict[str, Change]:

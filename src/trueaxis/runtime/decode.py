@@ -24,6 +24,7 @@ from trueaxis.entropy.stream import (
 from trueaxis.header import TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.factors import product
 from trueaxis.runtime.matrices import Matrix, matrices
 from trueaxis.runtime.planes import unpack_planes
 from trueaxis.runtime.transforms import reflected
@@ -119,11 +120,12 @@ class Decoder:
         if not parts:
             value = _planes(info, records[-1], own)
         elif len(info.shape) == 2:
-            value = self._matrix(info, parts[0], 0, dtype or own)
+            value = self._matrix(info, parts, 0, dtype or own)
         else:
             value = torch.empty(info.shape, dtype=dtype or own)
-            for index, part in enumerate(parts):
-                value[index] = self._matrix(info, part, index, dtype or own)
+            firsts = [index for index, part in enumerate(parts) if part.factor != "right"]
+            for index, first in enumerate(firsts):
+                value[index] = self._matrix(info, parts, first, dtype or own)
         if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):  # NaN is both ends
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
@@ -176,24 +178,31 @@ class Decoder:
             raise FormatError(f"{name}: expected a record, found none; the file is damaged or newer")
         return records
 
-    def _matrix(self, info: TensorInfo, part: Matrix, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Oriented as the tensor (or its slice) is; bfloat16 if that is wanted and nothing reflected, else float32."""
+    def _matrix(self, info: TensorInfo, parts: Sequence[Matrix], index: int, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix, or product of two, that starts at a part, oriented as the tensor (or its slice) is; bfloat16 if
+        that is wanted and nothing multiplied or reflected, else float32."""
         import torch
 
-        if self._tables is None:
-            raise FormatError(f"{info.name}: the file holds no tables")
-        bfloat16 = dtype == torch.bfloat16 and not part.reflected
-        try:
-            header = part.header()
-            if header.shared is None:
-                values = decode_values(header, self._tables, bfloat16, self._threads)
-            else:
-                values = self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
-        except (FormatError, ValueError) as error:
-            raise FormatError(f"{info.name}: {error}") from error
+        part = parts[index]
+        bfloat16 = dtype == torch.bfloat16 and not part.reflected and not part.factor
+        values = self._values(info, part, index, bfloat16)
+        if part.factor:
+            values = product(values, self._values(info, parts[index + 1], index + 1, False))
         values = reflected(values, part.reflected)
         weight = torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
         return weight.T.contiguous() if part.transposed else weight
+
+    def _values(self, info: TensorInfo, part: Matrix, index: int, bfloat16: bool) -> Array:
+        """What is coded: float32, or the bits of bfloat16."""
+        if self._tables is None:
+            raise FormatError(f"{info.name}: the file holds no tables")
+        try:
+            header = part.header()
+            if header.shared is None:
+                return decode_values(header, self._tables, bfloat16, self._threads)
+            return self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
+        except (FormatError, ValueError) as error:
+            raise FormatError(f"{info.name}: {error}") from error
 
     def _shared_values(self, number: int, tables: Tables, bfloat16: bool) -> dict[tuple[str, int], Array]:
         with self._lock:
