@@ -10,8 +10,8 @@ D is the same number in every gauge, measured on the decoded file. Bits are file
 share of shared streams. A model is a directory with calibration_tokens.npy; the planted checkpoint is a random Llama
 whose residual stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays
 for the rotation, `recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
-`white` none in its statistics either: there a recipe should keep the own axes. A layer set is judged by its layers' own
-input axes, which no network is bound to share. KL at equal bytes: benchmarks/divergences.py.
+`white` none in its statistics either: there a recipe should keep the own axes. The layers of a set are one block and
+share the axes of its stream, as a network would have to. KL at equal bytes: benchmarks/divergences.py.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ from limit import code, layers
 
 import trueaxis
 from trueaxis.align.basis import AXES, Term
+from trueaxis.metric.metric import distance
 from trueaxis.metric.statistics import load_statistics
 from trueaxis.quantize.budget import first_c
-from trueaxis.quantize.plan import Planner
+from trueaxis.quantize.plan import Planner, factorize
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
-from trueaxis.types import Metric, Weight
+from trueaxis.types import Array, Metric, Weight
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 BITS = [1.0, 1.5, 2.0, 3.0, 4.0]
 RECIPES = ["rotation", "pca", "gauge", "learned", "lowrank"]
+WRITERS = ("attention_output", "ffn_down")
 LAYER_AXES = {"rotation": "hadamard", "pca": "pca-metric", "gauge": "joint"}
 Curves = dict[str, list[tuple[float, float]]]  # tensor ─▶ (log₂ D, bits) by rate
 
@@ -126,25 +128,39 @@ def plant(folder: Path, spread_octaves: float, turned: bool) -> Path:
 
 
 def layer_set(file: Path, rates: Sequence[float]) -> None:
-    """Layers of a file, each in axes of its own input, coded alone with 8 states: bits of the records and tables."""
-    wide = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5})
+    """The layers of one block in axes of the stream that all share, coded alone with 8 states: records and tables."""
+    wide, chosen = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5}), find_recipe("fast")
+    members = [(name, weight, replace(metric, sensitivity=weight.size / distance(weight, metric)))
+               for name, weight, metric in layers(file)]  # fmt: skip
+    planner = Planner(chosen.quantize)
+    plans = [planner.plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
+             for name, weight, metric in members]  # fmt: skip
+    water = first_c(plans, 2.0 * sum(weight.size for _, weight, _ in members)) ** 2
+    terms = [stream_term(name, weight.astype(np.float64), metric) for name, weight, metric in members]
     found: dict[str, Curves] = {}
-    for name, weight, metric in layers(file):
-        chosen = find_recipe("fast")
-        plan = Planner(chosen.quantize).plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
-        water = first_c([plan], 2.0 * weight.size) ** 2
-        term = Term(weight.T.astype(np.float64) @ weight / len(weight), len(weight), metric.second_moment, 1.0)
-        for recipe, axes in {"identity": "identity", **LAYER_AXES}.items():
-            turn = AXES[axes]([term], water, 0)
-            assert metric.second_moment is not None
-            turned = (weight @ turn.T).astype(np.float32), Metric(turn @ metric.second_moment @ turn.T)
+    for recipe, axes in {"identity": "identity", **LAYER_AXES}.items():
+        turn = AXES[axes](terms, water, 0)
+        for name, weight, metric in members:
+            moment = metric.second_moment
+            assert moment is not None
+            turned = (turn @ weight, moment) if name in WRITERS else (weight @ turn.T, turn @ moment @ turn.T)
             for bits in wide:
-                paid, lost, _ = code(*turned, chosen, bits)
+                paid, lost, _ = code(turned[0].astype(np.float32), Metric(turned[1]), chosen, bits)
                 found.setdefault(recipe, {}).setdefault(name, []).append((float(np.log2(lost)), paid))
-        print(f"  {name}", flush=True)
+        print(f"  {recipe}", flush=True)
     own = found.pop("identity")
     tabulate(file.stem, {recipe: {rate: saved_bits(own, other, wide.index(rate)) for rate in rates}
                          for recipe, other in found.items()}, False)  # fmt: skip
+
+
+def stream_term(name: str, weight: Array, metric: Metric) -> Term:
+    """A layer as the stream sees it."""
+    assert metric.second_moment is not None
+    if name not in WRITERS:
+        return Term(weight.T @ weight / len(weight), len(weight), metric.second_moment, metric.sensitivity)
+    energies = np.square(np.diag(factorize(metric.second_moment, 1e-3).lower))
+    level = metric.sensitivity * float(np.exp(np.log(energies).mean()))
+    return Term(weight @ weight.T / weight.shape[1], weight.shape[1], None, level)
 
 
 def whitened(statistics: Path) -> None:
