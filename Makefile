@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 TRANSFORMERS ?= 5.0.0
+PEERS ?= hqq bitsandbytes torchao zipnn
 
-.PHONY: demo test test-transformers lint format bench clean
+.PHONY: demo test test-transformers lint format bench-peers clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,13 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix src tests tools benchmarks fuzz
 	$(BIN)/ruff format src tests tools benchmarks fuzz
 	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
+
+# Other people's quantizers for `trueaxis compare`, each in an environment of its own, since their pins differ.
+bench-peers:
+	for peer in $(PEERS); do \
+		$(PYTHON) -m venv build/peers/$$peer && \
+		build/peers/$$peer/bin/pip install --quiet -c constraints.txt $$peer torch transformers safetensors numpy || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) build

@@ -7,7 +7,8 @@
 
 MODEL is a checkpoint with calibration_tokens.npy. D is relative, on the decoded file, and the same number in all
 coordinates. All coders get the file's own tables and classes; "one table" is the entropy without classes and trellis,
-as rates are often quoted: of all indices of the model in one histogram.
+as rates are often quoted: of all indices of the model in one histogram. The file's bits are per parameter, others per
+quantized weight.
 """
 
 from __future__ import annotations
@@ -32,9 +33,7 @@ from trueaxis.runtime.decode import Decoder
 from trueaxis.types import CompressionReport
 
 TRIALS = 4
-COLUMNS = (
-    "recipe", "bits per parameter, whole file", "mean log₂ D", "ours", "range", "Huffman", "entropy", "entropy, one table",
-)  # fmt: skip
+COLUMNS = ("recipe", "file", "mean log₂ D", "ours", "range", "Huffman", "entropy", "entropy, one table")
 CLOSE = 0.01  # of log₂ D: 0.005 bits
 
 
@@ -74,8 +73,9 @@ def row(name: str, report: CompressionReport, out: Path) -> str:
 def measure(model: Path, rates: Sequence[float], recipes: Sequence[str], work: Path) -> None:
     """A table per rate."""
     for bits in rates:
-        print(f"\n### {model.name}, identity at {bits} bits\n\n| recipe | bits per parameter, whole file | mean log₂ D | ours "
-              "| range | Huffman | entropy | entropy, one table |\n" + "|---" * 8 + "|")  # fmt: skip
+        print(
+            f"\n### {model.name}, identity at {bits} bits\n\n| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|"
+        )
         wanted = None
         for name in recipes:
             checkpoint = Checkpoint.open(model)

@@ -96,9 +96,10 @@ def report(label: str, sources: list[Source], recipes: dict[str, Recipe], rates:
                 lost = distance(decoded - source.weight, source.metric)
                 limit = limit_bits(source.original[1], source.original[0], lost)
                 gaps.append(bits - limit)
-                share, seconds = lost / distance(source.weight, source.metric), time.perf_counter() - start
+                lost /= distance(source.weight, source.metric)
+                seconds = time.perf_counter() - start
                 print(
-                    f"{source.name:34} {name:17} {bits:7.4f} {share:10.3e} {limit:7.4f} {gaps[-1]:7.4f} {seconds:6.1f}"
+                    f"{source.name:34} {name:17} {bits:7.4f} {lost:10.3e} {limit:7.4f} {gaps[-1]:7.4f} {seconds:6.1f}"
                 )
             print(f"{'median at ' + str(rate):34} {name:17} {'':7} {'':10} {'':7} {np.median(gaps):7.4f}", flush=True)
 

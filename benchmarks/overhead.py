@@ -18,9 +18,9 @@ import numpy as np
 
 import trueaxis
 from trueaxis import _core
-from trueaxis.container import RecordType
 from trueaxis.entropy.model import Tables, unpack_tables
 from trueaxis.entropy.stream import ResidualHeader, decode_indices, decode_shared
+from trueaxis.record import RecordType
 from trueaxis.runtime.decode import Decoder
 from trueaxis.types import Array
 

@@ -24,6 +24,8 @@ from trueaxis.entropy.stream import pack_residual, pack_shared, segment
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import HASH_BYTES, config_hash
 from trueaxis.record import VERSION, Record, RecordType, pack_record
+from trueaxis.runtime.matrices import matrix_records
+from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
 from trueaxis.types import Contexts, Grid, Quantized
 
 LANES = 4
@@ -48,10 +50,11 @@ def make_tables(matrices: list[Quantized]) -> Tables:
 
 
 def write_specimen(path: Path, shard_bytes: int = 10**9) -> Path:
-    """One tensor of every kind: own streams, two in a shared stream, exact, tied."""
+    """One tensor of every kind: own streams, two in a shared stream, exact, tied, reflected, another times a matrix."""
     rng = np.random.default_rng(5)
     large, *small = make_quantized(rng, 6, 9, 2, 4), make_quantized(rng, 3, 5), make_quantized(rng, 4, 2, 1)
-    tables = make_tables([large, *small])
+    turned = [make_quantized(rng, 4, 3, 1), make_quantized(rng, 9, 9)]
+    tables = make_tables([large, *small, *turned])
     norm = np.arange(1, 6, dtype="<f4").tobytes()
     residuals = [pack_residual(large, tables, LANES, 24), *(pack_residual(m, tables, LANES, 24, 0) for m in small)]
     entries = [
@@ -60,12 +63,16 @@ def write_specimen(path: Path, shard_bytes: int = 10**9) -> Path:
     ]
     entries.append(Entry("norm", (5,), "F32", (Record(RecordType.PLANES, b"\0" + norm),)))
     entries.append(Entry("tied", (6, 9), "BF16", (Record(RecordType.ALIAS, b"large"),)))
+    reflected, factor = (pack_residual(matrix, tables, LANES, 24) for matrix in turned)
+    steps = (Reflection(COLUMNS), Reflection(ROWS), Diagonal(0.5))
+    entries.append(Entry("reflected", (4, 3), "F32", matrix_records(reflected, None, False, steps[:2])))
+    entries.append(Entry("product", (6, 9), "BF16", matrix_records(factor, None, False, steps, "large")))
     model_records = [
         Record(RecordType.TABLES, pack_tables(tables)),
         Record(RecordType.STREAM, pack_shared(small, tables, LANES)),
     ]
     facts = {
-        "parameters": 82, "config": config_hash(SPECIMEN_CONFIG), "config_bytes": 2, "copied": [],
+        "parameters": 148, "config": config_hash(SPECIMEN_CONFIG), "config_bytes": 2, "copied": [],
         "gauge": [], "recipe": {}, "sketch": [7, 1 << 20],
     }  # fmt: skip
     path.mkdir()

@@ -256,11 +256,29 @@ def transformed(values: Array, payloads: list[bytes]) -> Array:
     for payload in reversed(payloads):
         if payload[0] == 0:
             values = values.T
+        elif payload[0] == 2:
+            values = values + np.eye(len(values), dtype=np.float32) * np.frombuffer(payload, "<f4", offset=1)
         else:
             assert payload[0] == 1
             values = reflected(values) if payload[1] & 1 else values
             values = reflected(values.T).T if payload[1] & 2 else values
     return values
+
+
+def multiplied(left: Array, right: Array) -> Array:
+    """A·S in whole numbers of 20 bits times powers of two."""
+    rows, columns = [whole_numbers(row) for row in left], [whole_numbers(column) for column in right.T]
+    found = np.zeros((len(rows), len(columns)), np.float32)
+    for i, (a, p) in enumerate(rows):
+        for j, (b, q) in enumerate(columns):
+            found[i, j] = np.float32(math.ldexp(sum(x * y for x, y in zip(a, b, strict=True)), p + q))
+    return found
+
+
+def whole_numbers(values: Array) -> tuple[list[int], int]:
+    largest = max(abs(float(value)) for value in values)
+    p = math.floor(math.log2(largest)) - 18 if largest else -19
+    return [round(math.ldexp(float(value), -p)) for value in values], p
 
 
 def rounded(values: Array, dtype: str) -> bytes:
@@ -300,6 +318,7 @@ class Oracle:
     def _matrices(self, name: str) -> list[tuple[list[bytes], Coded, str]]:
         """(transforms, residual, whether it is the left or right factor of a product) of every slice."""
         rows, columns = self.shapes[name][0][-2:] if len(self.shapes[name][0]) > 1 else (0, 0)
+        rows = columns if self.records[name][0][0] == ALIAS else rows
         found: list[tuple[list[bytes], Coded, str]] = []
         turns: list[bytes] = []
         rank = 0
@@ -333,6 +352,16 @@ class Oracle:
             found |= {(name, number): k for (name, number, _), k in zip(shared, decoded, strict=True)}
         return found
 
+    def _values(self, name: str, indices: dict[tuple[str, int], Array]) -> list[Array]:
+        """float32 values of every slice."""
+        parts = self.matrices[name]
+        values = [values_of(coded, indices[name, number], self.tables) for number, (_, coded, _) in enumerate(parts)]
+        return [
+            transformed(product(*values[number : number + 1 + (side == "left")]), turns)
+            for number, (turns, _, side) in enumerate(parts)
+            if side != "right"
+        ]
+
     def tensors(self) -> dict[str, bytes]:
         """The bits of every tensor, little-endian, in row-major order."""
         indices = self._indices() if self.tables else {}
@@ -342,14 +371,9 @@ class Oracle:
             if kind == PLANES:
                 found[name] = read_planes(payload, math.prod(shape), WIDTH[dtype])
             elif kind == RESIDUAL:
-                values = [
-                    values_of(coded, indices[name, number], self.tables)
-                    for number, (_, coded, _) in enumerate(self.matrices[name])
-                ]
-                found[name] = b"".join(
-                    rounded(transformed(product(*values[number : number + 1 + (side == "left")]), turns), dtype)
-                    for number, (turns, _, side) in enumerate(self.matrices[name])
-                    if side != "right"
-                )
-        aliases = {name: found_[0][1].decode() for name, found_ in self.records.items() if found_[0][0] == ALIAS}
+                values = self._values(name, indices)
+                if self.records[name][0][0] == ALIAS:
+                    values = [multiplied(self._values(self.records[name][0][1].decode(), indices)[0], values[0])]
+                found[name] = b"".join(rounded(part, dtype) for part in values)
+        aliases = {name: found_[-1][1].decode() for name, found_ in self.records.items() if found_[-1][0] == ALIAS}
         return found | {name: found[target] for name, target in aliases.items()}

@@ -16,7 +16,8 @@ import pytest
 from safetensors.torch import load_file
 
 import trueaxis
-from trueaxis.cli import build_parser, main, parse_size
+from trueaxis.arguments import build_parser, parse_size
+from trueaxis.cli import main
 
 COMMANDS = ["compress", "inspect", "verify", "unpack"]
 

@@ -56,7 +56,7 @@ def test_shard_is_a_safetensors_file_of_records(specimen: Path) -> None:
     assert HEAD.unpack_from(data)[0] == RecordType.MODEL
     container = Container(specimen)
     stored = [record for name in container.tensors for record in container.records(name)]
-    assert [record.type for record in stored] == [18, 18, 18, 19, 20]
+    assert [record.type for record in stored] == [18, 18, 18, 19, 20, 16, 16, 18, 20, 16, 16, 16, 18]
     extents = sum(info.length for info in container.tensors.values())
     assert sum(record.stored_bytes for record in stored) == extents < len(data)
     assert container.file_bytes == (specimen / SHARD).stat().st_size + len(json.dumps(SPECIMEN_CONFIG)) - 2
@@ -68,7 +68,7 @@ def test_several_shards_decode_to_the_same(specimen: Path, tmp_path: Path, shard
     names = sorted(file.name for file in path.glob("*.safetensors"))
     assert len(names) > 1
     assert names == shard_names(len(names))
-    assert verify(path)["tensors"] == 5
+    assert verify(path)["tensors"] == 7
     assert Container(path).file_bytes > Container(specimen).file_bytes
     found, wanted = Decoder(path).tensors(), Decoder(specimen).tensors()
     for (name, value), (other, expected) in zip(found.items(), wanted.items(), strict=True):
@@ -83,7 +83,7 @@ def test_several_shards_decode_to_the_same(specimen: Path, tmp_path: Path, shard
 
 def test_damage_in_sharded_output_is_refused(tmp_path: Path) -> None:
     whole = write_specimen(tmp_path / "whole", 1)
-    names = shard_names(5)
+    names = shard_names(7)
     for file in [*names, INDEX, CONFIG]:
         path = Path(shutil.copytree(whole, tmp_path / f"without {file}"))
         (path / file).unlink()
@@ -109,9 +109,9 @@ def test_shards_of_different_models_do_not_mix(tmp_path: Path) -> None:
     whole = write_specimen(tmp_path / "whole", 1)
     other = write_specimen(tmp_path / "other", 1)
     entry = Entry("norm", (5,), "F32", (Record(RecordType.PLANES, b"\0" + bytes(20)),))
-    four = shard_names(5)[3]
+    four = shard_names(7)[3]
     facts = {key: value for key, value in Container(whole).header.items() if key != "tensors"}
-    alien = list(pack_shards(facts, [], [entry] * 5, 1).values())[3]
+    alien = list(pack_shards(facts, [], [entry] * 7, 1).values())[3]
     assert len(alien) == (other / four).stat().st_size
     (other / four).write_bytes(alien)
     with pytest.raises(FormatError, match=f"{four}: hash"):

@@ -16,7 +16,7 @@ def modules_after(code: str) -> set[str]:
     return set(found.stdout.split())
 
 
-@pytest.mark.parametrize("code", ["import trueaxis", "import trueaxis.cli; trueaxis.cli.build_parser()"])
+@pytest.mark.parametrize("code", ["import trueaxis", "import trueaxis.cli; trueaxis.arguments.build_parser()"])
 def test_import_is_light(code: str) -> None:
     assert not modules_after(code) & {"torch", "transformers", "rich", "scipy", "ray", "plotly", "huggingface_hub"}
 

@@ -34,8 +34,8 @@ def test_exact_bytes_are_the_norms(tied: Path, tied_llama: Path) -> None:
     found = trueaxis.inspect(tied)
     exact = [row for row in found["tensors"] if row["storage"] == "exact"]
     assert {row["name"] for row in exact} == {name for name in checkpoint.entries if "norm" in name}
-    sizes = sum(4 * row["shape"][0] + 1 for row in exact)
-    assert found["spent_bytes"]["exact"] == sizes
+    raw = sum(4 * row["shape"][0] + 1 for row in exact)  # as planes that are not coded
+    assert 0 < found["spent_bytes"]["exact"] <= raw
 
 
 def test_rows_describe_every_tensor(tied: Path) -> None:
@@ -45,7 +45,7 @@ def test_rows_describe_every_tensor(tied: Path) -> None:
     assert (embedding["storage"], embedding["shape"], embedding["dtype"]) == ("quantized", [128, 64], "F32")
     assert all(row["shared_streams"] == [0] for row in rows.values() if row["storage"] == "quantized")
     assert found["recipe"]["stages"]["quantize"]["type"] == "gptq"
-    assert (found["format_version"], found["shards"]) == (0, 1)
+    assert (found["format_version"], found["shards"]) == (1, 1)
 
 
 def test_report_is_what_compression_left_or_nothing(tied: Path, tmp_path: Path) -> None:

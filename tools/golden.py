@@ -32,7 +32,7 @@ from trueaxis.record import VERSION, Record, RecordType
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
-from trueaxis.runtime.transforms import COLUMNS, ROWS, reflection
+from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
 from trueaxis.types import Array, Contexts, Grid, Quantized
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / f"v{VERSION}"
@@ -180,9 +180,23 @@ def reflections(path: Path) -> None:
     turns = [COLUMNS, ROWS, COLUMNS | ROWS, COLUMNS]
     entries = [
         Entry(f"reflected.{number}", (13, 9) if number == 3 else (9, 13), "BF16" if number % 2 else "F32",
-              matrix_records(pack_residual(one, tables, 4, 100), None, number == 3, [reflection(turns[number])]))
+              matrix_records(pack_residual(one, tables, 4, 100), None, number == 3, [Reflection(turns[number])]))
         for number, one in enumerate(members)
     ]  # fmt: skip
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
+
+
+def product(path: Path) -> None:
+    """A tensor that is another one times a matrix near a multiple of the identity, reflected on both sides."""
+    source, factor = matrix(140), matrix(141, rows=COLUMNS_OF_ALL)
+    tables = tables_of([source, factor])
+    payloads = [pack_residual(one, tables, 4, 100) for one in (source, factor)]
+    turns = [Reflection(COLUMNS), Reflection(ROWS), Diagonal(0.75)]
+    shape = (ROWS_OF_ALL, COLUMNS_OF_ALL)
+    entries = [
+        Entry("source", shape, "BF16", matrix_records(payloads[0], None, False)),
+        Entry("product", shape, "BF16", matrix_records(payloads[1], None, False, turns, "source")),
+    ]
     write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
 
 
@@ -231,6 +245,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "shards": shards,
     "slices": slices,
     "reflections": reflections,
+    "product": product,
     "exact": exact,
     "llama": llama,
 }

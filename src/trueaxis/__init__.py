@@ -27,7 +27,9 @@ from trueaxis.types import (
 )
 
 if TYPE_CHECKING:
+    from trueaxis.analyze.journey import analyze
     from trueaxis.coders import compare_coders
+    from trueaxis.comparison.run import ComparisonReport, compare
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
@@ -38,6 +40,7 @@ __version__ = version("trueaxis")
 __all__ = [
     "CalibrationError",
     "CheckpointError",
+    "ComparisonReport",
     "CompressionReport",
     "Evaluation",
     "FormatError",
@@ -45,6 +48,8 @@ __all__ = [
     "TargetError",
     "TensorReport",
     "TrueaxisError",
+    "analyze",
+    "compare",
     "compare_coders",
     "compress",
     "evaluate",
@@ -56,6 +61,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "analyze": "trueaxis.analyze.journey",
+    "ComparisonReport": "trueaxis.comparison.run",
+    "compare": "trueaxis.comparison.run",
     "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
     "evaluate": "trueaxis.evaluation",
@@ -78,8 +86,11 @@ def __getattr__(name: str) -> Any:
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keeps `trueaxis.compress` the function when the module of that name is imported."""
-        super().__setattr__(name, getattr(value, name) if name in _HOMES and isinstance(value, ModuleType) else value)
+        """Keeps `trueaxis.compress` the function when the module or package of that name is imported."""
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+        elif hasattr(value, name):  # a package does not hold its function; that is looked up when it is asked for
+            super().__setattr__(name, getattr(value, name))
 
 
 sys.modules[__name__].__class__ = _Package

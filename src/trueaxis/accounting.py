@@ -11,7 +11,7 @@ from trueaxis.metric.metric import distance, fold_norm, limit_bits, spectrum
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import ordered_map
 from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.transforms import undone
+from trueaxis.runtime.transforms import decoded, undone
 from trueaxis.types import Aligned, Array, Metric, TensorReport, Weight
 
 Member = tuple[Weight, Aligned, Metric]
@@ -49,14 +49,16 @@ def tensor_reports(
         info, found = decoder.container.tensors[name], decoder.tensor(name)
         size = int(np.prod(info.shape, dtype=np.int64))
         bits = tensor_bytes[name] * 8 / max(size, 1)
+        if (source := decoder.source(name)) is not None:
+            return _product_report(name, found.float().numpy(), members[source][0][1], members[name][0][1], bits)
         if name not in members:
             return TensorReport(name, info.shape, "exact", bits, 0.0, bits, 0.0)
         lost = energy = limit = 0.0
         for weight, aligned, metric in members[name]:
             original = checkpoint.matrix(weight).float().numpy()
-            decoded = found if weight.slice is None else found[weight.slice]
-            decoded = (decoded.T if weight.transposed else decoded).float().numpy()
-            own = distance(undone(decoded, aligned.transforms) - aligned.weight, aligned.metric)
+            matrix = found if weight.slice is None else found[weight.slice]
+            matrix = (matrix.T if weight.transposed else matrix).float().numpy()
+            own = distance(undone(matrix, aligned.transforms) - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
             eigenvalues = spectra.get((weight.space, weight.norm))
             limit += original_limit_bits(checkpoint, weight, original, metric, own, eigenvalues) * weight.size / size
@@ -65,6 +67,14 @@ def tensor_reports(
         return TensorReport(name, info.shape, coordinates, bits, lost / (energy or 1.0), limit, bits - limit)
 
     return tuple(ordered_map(report, decoder.container.tensors, threads))
+
+
+def _product_report(name: str, found: Array, source: Aligned, factor: Aligned, bits: float) -> TensorReport:
+    """Of a tensor that is another one times a matrix: what both lost, and the bytes of the matrix."""
+    expected = decoded(source.weight, source.transforms) @ decoded(factor.weight, factor.transforms)
+    metric = Metric(factor.metric.second_moment)
+    lost, energy = (distance(undone(part, source.transforms), metric) for part in (found - expected, expected))
+    return TensorReport(name, found.shape, factor.coordinates, bits, lost / (energy or 1.0), bits, 0.0)
 
 
 def _spectra(

@@ -7,7 +7,7 @@ exact tensors ─▶ planes records ──────────────�
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from trueaxis.record import VERSION, Record, RecordType
 from trueaxis.runtime.factors import factor_records
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
-from trueaxis.types import Array, Quantized, Weight
+from trueaxis.types import Array, Quantized, Transform, Weight
 
 if TYPE_CHECKING:
     import torch
@@ -61,12 +61,13 @@ def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:
     return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, pack_planes(entries)),))
 
 
-def alias_entries(checkpoint: Checkpoint) -> list[Entry]:
+def alias_entries(checkpoint: Checkpoint, left_out: Container[str] = ()) -> list[Entry]:
     """Tensors that repeat another one."""
     return [
         Entry(name, tuple(checkpoint.entries[name].shape), checkpoint.entries[name].dtype,
               (Record(RecordType.ALIAS, target.encode()),))
         for name, target in checkpoint.aliases.items()
+        if name not in left_out
     ]  # fmt: skip
 
 
@@ -87,7 +88,8 @@ def assemble(
     stage: Coder,
     header: Mapping[str, Any],
     threads: int = 1,
-    transforms: Mapping[str, Sequence[bytes]] | None = None,
+    transforms: Mapping[str, Sequence[Transform]] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Assembled:
     """All files of the compressed model, in memory.
 
@@ -99,8 +101,10 @@ def assemble(
         stage: Lanes and chaining.
         header: Facts of the model for its header.
         threads: Matrices encoded side by side; the bytes do not depend on it.
-        transforms: Name of a matrix → payloads of the transforms that lead back from its coordinates.
+        transforms: Name of a matrix → the transforms that lead back from its coordinates.
+        sources: Name of a matrix → name of the tensor that it multiplies; the product has the matrix's name.
     """
+    sources = sources or {}
     groups = _shared_groups(matrices, stage)
     number_of = {weight.name: number for number, group in enumerate(groups) for weight, _ in group}
     streams = ordered_map(
@@ -114,16 +118,18 @@ def assemble(
     records: dict[str, list[Record]] = {}
     for (weight, _), payload in zip(matrices, payloads, strict=True):
         whole = weight.name.removesuffix(f"#{weight.factor}") if weight.factor else weight.name
-        found = matrix_records(payload, weight.slice, weight.transposed, (transforms or {}).get(whole, ()))
+        steps, source = (transforms or {}).get(whole, ()), sources.get(weight.name)
+        found = matrix_records(payload, weight.slice, weight.transposed, steps, source)
         records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
+    originals = {name: checkpoint.entries[sources.get(name, name)] for name in records}
     entries = [
-        Entry(name, checkpoint.entries[name].shape, checkpoint.entries[name].dtype, tuple(found))
-        for name, found in records.items()
+        Entry(name, originals[name].shape, originals[name].dtype, tuple(found)) for name, found in records.items()
     ]
-    entries += [*exact, *alias_entries(checkpoint)]
+    entries += [*exact, *alias_entries(checkpoint, sources)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
     model_records += [Record(RecordType.STREAM, payload) for payload in streams]
-    config = {**_config_with_dtype(checkpoint), "quantization_config": {"quant_method": "trueaxis", "version": VERSION}}
+    config = {**_config_with_dtype(checkpoint), **({"tie_word_embeddings": False} if sources else {})}
+    config["quantization_config"] = {"quant_method": "trueaxis", "version": VERSION}
     header = {**header, "config": config_hash(config), "parameters": checkpoint.parameters}
     header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
     header["copied"] = [file.name for file in checkpoint.files_to_copy()]

@@ -88,7 +88,7 @@ def evaluate(
     share = _check_overlap(path, ids, statistics, allow_overlap)
     if reference is not None:
         return Comparison(reference, ids, device, progress)(path, share)
-    model = _load(path, device)
+    model = load_causal(path, device)
     check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
     return summarize(score_sequences(model, None, ids, progress), share)
 
@@ -104,7 +104,7 @@ class Comparison:
     """
 
     def __init__(self, reference: str | Path, tokens: Array, device: str, progress: Progress = silent) -> None:
-        self._reference, self._tokens = _load(reference, device), tokens
+        self._reference, self._tokens = load_causal(reference, device), tokens
         self._device, self._progress = device, progress
 
     def __call__(self, path: str | Path, share: float | None = None) -> Evaluation:
@@ -114,7 +114,7 @@ class Comparison:
             CalibrationError: The tokens do not fit the model.
             FormatError, CheckpointError: The directory cannot be loaded.
         """
-        model = _load(path, self._device)
+        model = load_causal(path, self._device)
         check_ids(self._tokens, model.get_input_embeddings().weight.shape[0], path)
         return summarize(score_sequences(model, self._reference, self._tokens, self._progress), share)
 
@@ -249,8 +249,12 @@ def _stored_sketch(path: str | Path) -> Array:
     return np.cumsum(Container(path).header["sketch"], dtype=np.int64).astype(np.uint32)
 
 
-def _load(path: str | Path, device: str) -> Any:
-    """The model of a directory in float32, on the values that its own dtype holds."""
+def load_causal(path: str | Path, device: str = "cpu") -> Any:
+    """The causal language model of a directory in float32, on the values that its own dtype holds.
+
+    Raises:
+        TrueaxisError: It is no causal language model, or cannot be loaded.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     compressed = is_compressed(path)

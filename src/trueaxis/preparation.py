@@ -22,7 +22,7 @@ import numpy as np
 from trueaxis.accounting import tensor_reports
 from trueaxis.align.gauge import gauge, identity
 from trueaxis.align.learned import learned
-from trueaxis.align.network import Alignment, Network
+from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
 from trueaxis.entropy.model import Tables
@@ -63,6 +63,7 @@ class Prepared:
         header: Facts for the header of the file.
         threads: Workers; the bytes do not depend on it.
         progress: Told of every pass.
+        sources: Name of a matrix that another tensor is multiplied by → name of that tensor.
     """
 
     checkpoint: Checkpoint
@@ -75,6 +76,7 @@ class Prepared:
     header: Mapping[str, Any]
     threads: int
     progress: Progress
+    sources: Mapping[str, str]
 
     def fit(self, target: int) -> Assembled:
         """The files at a size.
@@ -89,8 +91,10 @@ class Prepared:
         transforms = {job.weight.name: job.aligned.transforms for job in self.jobs}
 
         def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
-            stage = self.recipe.entropy
-            return assemble(self.checkpoint, matrices, self.exact, tables, stage, self.header, self.threads, transforms)
+            return assemble(
+                self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
+                transforms, self.sources,
+            )  # fmt: skip
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
         passes = Passes(self.jobs, effort, self.recipe.entropy, write, self.threads, self.progress)
@@ -186,7 +190,8 @@ def prepare(
         "gauge": list(alignment.gauges),
         "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
     }
-    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress)
+    sources = {product.name: product.source for product in alignment.products}
+    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources)
 
 
 def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
@@ -211,6 +216,7 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
         return jobs
 
     jobs = [job for group in ordered_map(prepared, spaces, threads) for job in group]
+    jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
     return [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
 
@@ -222,6 +228,13 @@ def _unused(file_bytes: int, target: int | None) -> list[str]:
         f"the file takes {file_bytes / target:.1%} of the target of {target} bytes: the tensors are too small to "
         "hit it closely, or their steps are already as fine as the format has them; more bytes would gain nothing"
     ]
+
+
+def _product_job(product: Product, network: Network, planner: Planner) -> Job:
+    """The matrix that another tensor is multiplied by, as a head: no recipe quantizes it more coarsely."""
+    dtype, aligned = network.checkpoint.entries[product.source].dtype, product.aligned()
+    weight = Weight(product.name, aligned.weight.shape, dtype, "head")
+    return Job(weight, product.metric, aligned, planner.plan(weight, aligned.weight, aligned.metric), weight)
 
 
 def _peak_memory_bytes() -> int:

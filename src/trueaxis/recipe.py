@@ -38,12 +38,14 @@ class Gauge:
         residual: Axes of the residual stream, one of `AXES`.
         heads: Axes between values and output of each key-value head.
         planes: "best" turns the rotary planes of queries and keys.
+        order: "best" sorts attention heads by energy.
         channels: "best" sorts the hidden channels of MLPs by energy.
     """
 
     residual: str = "best"
     heads: str = "best"
     planes: str = "best"
+    order: str = "best"
     channels: str = "best"
 
 
@@ -267,8 +269,8 @@ class Recipe:
 
 NAMED: dict[str, Recipe] = {
     "identity": Recipe(align=Identity()),
-    "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off")),
-    "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off")),
+    "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off", "off")),
+    "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off", "off")),
     "gauge": Recipe(),
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
@@ -283,6 +285,8 @@ NAMED: dict[str, Recipe] = {
     "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore()),
 }
 NAMED["default"] = NAMED["gauge"]
+COMPARED = ("default", "identity", "rotation", "watersic", "gptq", "rtn")
+"""What a comparison shows unless told otherwise."""
 
 
 def recipe(name_or_path: str | Path | Recipe) -> Recipe:
@@ -342,7 +346,7 @@ def _parse_stage(stage: str, value: Any) -> Any:
 
 CHOICES = {
     "effort": tuple(EFFORTS),
-    **dict.fromkeys(("residual", "heads", "planes", "channels"), AXES),
+    **dict.fromkeys(("residual", "heads", "planes", "order", "channels"), AXES),
     "proxy": ("noise", "sparsity"),
     "distortion": ("metric", "kl"),
 }

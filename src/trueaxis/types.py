@@ -15,7 +15,7 @@ Shape legend, used in every docstring of the project:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -139,6 +139,23 @@ class Metric:
     embedding_weights: Array | None = None
 
 
+class Transform(Protocol):
+    """One step between the coordinates that a matrix is coded in and those of the tensor."""
+
+    @property
+    def payload(self) -> bytes:
+        """Of its record."""
+        ...
+
+    def decoded(self, values: Array) -> Array:
+        """Values [rows, columns] one step nearer to the tensor; dtype as it came."""
+        ...
+
+    def undone(self, values: Array) -> Array:
+        """Inverse of `decoded`, but for rounding."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Aligned:
     """A matrix in its coordinates.
@@ -147,13 +164,13 @@ class Aligned:
         coordinates: Name of the coordinate system, for reports.
         weight: W [m, n] float32 there.
         metric: Transformed with it, so that D is the same number as in the original coordinates.
-        transforms: Payloads of the `transform` records that lead back, in order of decoding.
+        transforms: What leads back from these coordinates, in the order of their records; see runtime/transforms.py.
     """
 
     coordinates: str
     weight: Array
     metric: Metric
-    transforms: tuple[bytes, ...] = ()
+    transforms: tuple[Transform, ...] = ()
 
 
 @dataclass(frozen=True)

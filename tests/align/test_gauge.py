@@ -18,7 +18,7 @@ from trueaxis.metric.calibrate import calibrate
 from trueaxis.metric.metric import distance
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
-from trueaxis.recipe import Gauge, recipe
+from trueaxis.recipe import Gauge, Recipe, recipe
 from trueaxis.runtime.decode import Decoder
 
 
@@ -35,7 +35,7 @@ def network(tiny_llama: Path, tokens: Path) -> Network:
 def test_every_symmetry_is_exact(network: Network, name: str) -> None:
     part = SYMMETRIES[name](network, "hadamard")
     assert part.changes, part.choice
-    assert gauging.moved_nats(network, part.changes) < LARGEST_KL_NATS
+    assert gauging.moved_nats(network, part.changes, part.products) < LARGEST_KL_NATS
 
 
 def test_distortion_is_the_same_number(network: Network) -> None:
@@ -91,12 +91,39 @@ def test_compressed_model_is_an_ordinary_one(tiny_llama: Path, tokens: Path, tmp
         assert bool((norm == 1).all()) and len(told) >= 1
 
 
-def test_tied_embeddings_keep_the_residual_stream(tied_llama: Path, tokens: Path, tmp_path: Path) -> None:
+def test_a_tied_head_becomes_the_embedding_times_a_matrix(tied_llama: Path, tokens: Path, tmp_path: Path) -> None:
+    original = Checkpoint.open(tied_llama)
+    report = trueaxis.compress(
+        tied_llama, tmp_path / "out", bits=8, calibration=[tokens], recipe=Recipe(align=Gauge("random"))
+    )
+    decoder, name = Decoder(tmp_path / "out"), "model.embed_tokens.weight"
+    assert decoder.source("lm_head.weight") == name
+    assert decoder.alias("lm_head.weight") is None
+    row = next(row for row in report.tensors if row.name == "lm_head.weight")
+    assert row.coordinates == "residual:random:head"
+    assert 0 < row.relative_distortion < 1e-3
+    assert report.parameters == original.parameters
+    model = trueaxis.load(tmp_path / "out", torch.float32)
+    assert not model.config.tie_word_embeddings
+    embedding, gamma = original.tensor(name), original.tensor("model.norm.weight")
+    with torch.no_grad():
+        turned = torch.linalg.lstsq(model.model.embed_tokens.weight, embedding).solution
+        as_head = torch.linalg.lstsq(model.lm_head.weight, embedding * gamma).solution
+    assert torch.allclose(turned @ turned.T, torch.eye(64), atol=0.1)
+    assert torch.allclose(as_head, turned, atol=0.05)
+    found = trueaxis.inspect(tmp_path / "out")
+    storage = {row["name"]: row["storage"] for row in found["tensors"]}
+    assert storage["lm_head.weight"] == f"{name} times a matrix"
+
+
+def test_a_tied_head_that_does_not_pay_stays_tied(tied_llama: Path, tokens: Path, tmp_path: Path) -> None:
+    """Random weights have no axes to find that are worth the bytes of a matrix."""
     trueaxis.compress(tied_llama, tmp_path / "out", bits=8, calibration=[tokens], recipe="gauge")
     told = Decoder(tmp_path / "out").container.header["gauge"]
-    assert any(note.startswith("residual: ") and "tied" in note for note in told)
+    assert any(note.startswith("residual: own axes") for note in told)
     model = trueaxis.load(tmp_path / "out")
     assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.config.tie_word_embeddings
 
 
 def test_recipes_are_one_journey_with_one_stage_changed() -> None:

@@ -191,3 +191,14 @@ def test_a_tensor_too_many_is_not_reported_by_transformers(
     save_file({**load_file(file), "extra.weight": torch.zeros(4, 4)}, file, metadata={"format": "pt"})
     load_model(Checkpoint.open(tmp_path / "model"))
     assert "extra" not in caplog.text and "extra" not in "".join(capfd.readouterr())
+
+
+def test_a_tensor_of_another_shape_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(file)
+    name = "model.layers.1.mlp.up_proj.weight"
+    rows, columns = tensors[name].shape
+    save_file({**tensors, name: tensors[name][: rows // 2].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=rf"up_proj\.weight: config\.json says \[{rows}, {columns}\], .* holds"):
+        load_model(Checkpoint.open(tmp_path / "model"))

@@ -173,3 +173,10 @@ def test_values_that_are_not_finite(value: float) -> None:
 def test_unknown_tensor(tiny_llama: Path) -> None:
     with pytest.raises(CheckpointError, match=r"^w: no such tensor"):
         Checkpoint.open(tiny_llama).tensor("w")
+
+
+@pytest.mark.parametrize(("name", "message"), [("adapter_config.json", "LoRA adapter"), ("model.gguf", "GGUF file")])
+def test_what_is_no_checkpoint_is_told_by_its_name(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=message):
+        Checkpoint.open(tmp_path)

@@ -1,6 +1,7 @@
-"""Symmetries of attention: one rotation per head between values and output, and one between queries and keys.
+"""Symmetries of attention: rotations inside a head, between values and output, queries and keys; the order of heads.
 
     heads    value rows A·V of a key-value head, O·Aᵀ in every query head that reads it
+    order    key-value heads by energy, each with the query heads that read it
     planes   queries and keys of a head turn together: by one angle in every rotary plane (the rotary embedding
              commutes with it), by any rotation in coordinates without positions
 
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trueaxis.align.basis import Term, chance_bits
-from trueaxis.align.maps import Map, Planes, Rotate, Step
+from trueaxis.align.maps import Map, Permute, Planes, Rotate, Step
 from trueaxis.align.network import Change, Network
 from trueaxis.align.part import SIGNIFICANT, Part, Site, Turn, chosen_axes, join, within
 from trueaxis.model.architecture import skeleton
@@ -190,6 +191,30 @@ def _turn_rest(network: Network, axes: str, found: Attention, width: int, change
         _turn(changes, "planes", rows, turn)
         sites += _written_sites(rows, part, np.repeat(np.arange(count), repeats))
     return Part("planes", "", turns=(Turn("planes", count, side - width, tuple(sites)),), spaces=spaces)
+
+
+def order(network: Network, axes: str) -> Part:
+    """Key-value heads by descending energy of what is read of them, and inside each the query heads that read it."""
+    changes: dict[str, Change] = {}
+    for block in network.blocks:
+        found = attention(network, block)
+        second_moment = None if found is None else network.moment(found.output)
+        if found is None or second_moment is None:
+            continue
+        energies = np.diag(second_moment).reshape(-1, found.groups, found.side).sum(axis=2)
+        groups = np.argsort(-energies.sum(axis=1), kind="stable")
+        inside = np.argsort(-energies[groups], axis=1, kind="stable")
+        queries = _coordinates((groups[:, None] * found.groups + inside).ravel(), found.side)
+        for rows, moved in ((found.query, queries), (found.key, _coordinates(groups, found.side)),
+                            (found.value, _coordinates(groups, found.side))):  # fmt: skip
+            _turn(changes, "order", rows, Permute(moved))
+        join(changes, found.output.name, Change("order", (Permute(queries),)))
+    return Part("order", "by energy" if changes else "no attention whose heads are known", changes)
+
+
+def _coordinates(heads: Array, side: int) -> Array:
+    """Coordinates of heads in this order."""
+    return (heads[:, None] * side + np.arange(side)).ravel()
 
 
 def _turn(changes: dict[str, Change], name: str, rows: Rows, step: Step) -> None:

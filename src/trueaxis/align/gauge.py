@@ -9,16 +9,18 @@ symmetry that moves the output by 10⁻⁶ nats or more is named and left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from trueaxis.align.network import Alignment, Change, Network
+from trueaxis.align.network import Alignment, Change, Network, Product
 from trueaxis.align.part import Part, join
 from trueaxis.align.symmetry import SYMMETRIES
-from trueaxis.metric.running import forward, load_model
+from trueaxis.metric.running import forward, load_model, untie
 from trueaxis.metric.sensitivity import Output, Reference
 from trueaxis.model.architecture import locate, parameter
+from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Gauge, Identity
 
@@ -39,16 +41,22 @@ def gauge(stage: Gauge, network: Network) -> Alignment:
         network: Checkpoint and statistics.
     """
     used, notes = exact_parts(stage, network)
-    return Alignment(joined(used), notes, tuple(space for part in used for space in part.spaces))
+    return aligned_by(used, notes)
+
+
+def aligned_by(used: Sequence[Part], notes: Sequence[str]) -> Alignment:
+    """What these symmetries make of a network."""
+    spaces = tuple(space for part in used for space in part.spaces)
+    return Alignment(joined(used), tuple(notes), products(used), spaces)
 
 
 def exact_parts(stage: Gauge, network: Network) -> tuple[list[Part], tuple[str, ...]]:
     """The symmetries that stay exact, those left alone included, and a note on each that was asked for."""
-    wanted = {"residual": stage.residual, "heads": stage.heads, "planes": stage.planes, "channels": stage.channels}
-    parts = [SYMMETRIES[name](network, axes) for name, axes in wanted.items() if axes != "off"]
+    wanted = asdict(stage)
+    parts = [symmetry(network, wanted[name]) for name, symmetry in SYMMETRIES.items() if wanted[name] != "off"]
     left_out: dict[str, float] = {}
-    if any(part.changes for part in parts) and moved_nats(network, joined(parts)) >= LARGEST_KL_NATS:
-        moved = {part.name: moved_nats(network, part.changes) for part in parts if part.changes}
+    if any(part.changes for part in parts) and moved_nats(network, joined(parts), products(parts)) >= LARGEST_KL_NATS:
+        moved = {part.name: moved_nats(network, part.changes, part.products) for part in parts if part.changes}
         left_out = {name: kl for name, kl in moved.items() if kl >= LARGEST_KL_NATS}
     notes = tuple(f"{part.name}: {_told(part, left_out)}" for part in parts)
     return [part for part in parts if part.name not in left_out], notes
@@ -67,7 +75,12 @@ def joined(parts: Sequence[Part]) -> dict[str, Change]:
     return changes
 
 
-def moved_nats(network: Network, changes: Mapping[str, Change]) -> float:
+def products(parts: Sequence[Part]) -> tuple[Product, ...]:
+    """Tensors that only the loaded model has."""
+    return tuple(product for part in parts for product in part.products)
+
+
+def moved_nats(network: Network, changes: Mapping[str, Change], products: Sequence[Product] = ()) -> float:
     """KL(original ‖ gauged) per token; relative squared error of the output where that is no distribution."""
     import torch
 
@@ -77,21 +90,23 @@ def moved_nats(network: Network, changes: Mapping[str, Change]) -> float:
     with torch.inference_mode():
         model = load_model(network.checkpoint)
         expected = Reference(Output.of(model, forward(model, ids)), [], ids.numel())
-        _move(network, model, changes)
+        _move(network, model, changes, products)
         return expected.change(Output.of(model, forward(model, ids))) / ids.numel()
 
 
-def gauged_model(network: Network, changes: Mapping[str, Change]) -> Any:
+def gauged_model(network: Network, changes: Mapping[str, Change], products: Sequence[Product] = ()) -> Any:
     """The running model with its parameters in new coordinates, float32."""
     model = load_model(network.checkpoint)
-    _move(network, model, changes)
+    _move(network, model, changes, products)
     return model
 
 
-def _move(network: Network, model: Any, changes: Mapping[str, Change]) -> None:
+def _move(network: Network, model: Any, changes: Mapping[str, Change], products: Sequence[Product]) -> None:
     """Takes the parameters of the running model to new coordinates, in place."""
     import torch
 
+    if products:
+        untie(model, route(network.checkpoint))
     places = {weight.name: locate(model, weight.place) for weight in network.weights if weight.place is not None}
     biases = {
         weight.bias: parameter(model, f"{weight.place.module}.bias")
@@ -106,3 +121,6 @@ def _move(network: Network, model: Any, changes: Mapping[str, Change]) -> None:
             found.copy_(torch.from_numpy(changes[name].loaded(found.numpy())))
 
     ordered_map(move, changes, network.threads)
+    for product in products:
+        source = places[product.source].double().numpy()
+        parameter(model, product.name).copy_(torch.from_numpy(product.loaded(source)))

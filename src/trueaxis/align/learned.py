@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueaxis.align.gauge import LARGEST_KL_NATS, exact_parts, joined, moved_nats
+from trueaxis.align.gauge import LARGEST_KL_NATS, aligned_by, exact_parts, moved_nats
 from trueaxis.align.held_out import coded_cost, divided, turned
 from trueaxis.align.network import Alignment, Change, Network
 from trueaxis.align.part import Turn, join
@@ -42,7 +42,7 @@ def learned(stage: Learned, network: Network) -> Alignment:
         network: Checkpoint and statistics; its text is what is held out from, and what "kl" reads.
     """
     parts, notes = exact_parts(stage, network)
-    start = Alignment(joined(parts), notes, tuple(space for part in parts for space in part.spaces))
+    start = aligned_by(parts, notes)
     turns = [turn for part in parts for turn in part.turns]
     if not turns or not stage.steps:
         return start
@@ -54,7 +54,7 @@ def learned(stage: Learned, network: Network) -> Alignment:
             join(changes, name, change)
     found = turned(start, changes)
     costs = {"start": coded_cost(seen, held, start), "learned": coded_cost(seen, held, found)}
-    better = costs["learned"] < costs["start"] and moved_nats(network, found.changes) < LARGEST_KL_NATS
+    better = costs["learned"] < costs["start"] and moved_nats(network, found.changes, found.products) < LARGEST_KL_NATS
     learning = Learning(stage.proxy, stage.distortion, tuple(curve), costs, "learned" if better else "start")
     note = f"learned: {costs['start']:.4f} → {costs['learned']:.4f} bits + λ·D held out, {learning.kept} kept"
     if not better:

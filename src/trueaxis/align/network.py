@@ -21,7 +21,7 @@ from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import Family, family_of
 from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
-from trueaxis.runtime.transforms import reflected, reflection
+from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
 from trueaxis.types import Aligned, Array, Learning, Metric, Space, Weight
 
 if TYPE_CHECKING:
@@ -78,10 +78,8 @@ class Change:
 
     def loaded(self, values: Array) -> Array:
         """The tensor as the model has it once it is loaded: `tensor`, reflected."""
-        moved = self.tensor(values)
-        if moved.ndim == 1:
-            return reflected(moved[:, None], self.reflected)[:, 0] if self.reflected else moved
-        return reflected(moved, self.reflected)
+        moved, reflection = self.tensor(values), Reflection(self.reflected)
+        return reflection.decoded(moved[:, None])[:, 0] if moved.ndim == 1 else reflection.decoded(moved)
 
     def moment(self, second_moment: Array) -> Array:
         """H of what is read in new coordinates."""
@@ -91,18 +89,52 @@ class Change:
 
 
 @dataclass(frozen=True, eq=False)
+class Product:
+    """A tensor that the loaded model has beside the original's: another one times a square matrix.
+
+    Attributes:
+        name: Of the tensor.
+        source: Name of the weight that is multiplied.
+        coordinates: For reports.
+        map: S [n, n] float64, in the coordinates of the file.
+        metric: What an error of S costs.
+        reflected: Whether the model has both sides of S reflected against these coordinates.
+    """
+
+    name: str
+    source: str
+    coordinates: str
+    map: Array
+    metric: Metric
+    reflected: bool = False
+
+    def aligned(self) -> Aligned:
+        """S without the multiple of the identity that is nearest to it: what is coded."""
+        value = float(np.float32(np.diag(self.map).mean()))
+        transforms = (Reflection(COLUMNS | ROWS),) * self.reflected + (Diagonal(value),)
+        coded = (self.map - value * np.eye(len(self.map))).astype(np.float32)
+        return Aligned(self.coordinates, coded, self.metric, transforms)
+
+    def loaded(self, source: Array) -> Array:
+        """The tensor [m, n] from its source [m, n] as the model has that."""
+        return source @ Reflection((COLUMNS | ROWS) * self.reflected).decoded(self.map)
+
+
+@dataclass(frozen=True, eq=False)
 class Alignment:
     """Coordinates of a whole network.
 
     Attributes:
         changes: Name of a weight, bias or norm → its change; tensors left out stay as they are.
         gauges: For the header and the report: (what was chosen, or left out and why).
+        products: Tensors that the loaded model has beside the original's.
         spaces: The axes that each space got, for the report.
         learning: How they were learned, or None.
     """
 
     changes: Mapping[str, Change] = field(default_factory=dict)
     gauges: tuple[str, ...] = ()
+    products: tuple[Product, ...] = ()
     spaces: tuple[Space, ...] = ()
     learning: Learning | None = None
 
@@ -126,7 +158,7 @@ class Alignment:
             moved = Metric(
                 moments[weight.space], metric.row_weights, metric.sensitivity, metric.embedding_weights
             )  # fmt: skip
-        transforms = (reflection(change.reflected),) if change.reflected else ()
+        transforms = (Reflection(change.reflected),) if change.reflected else ()
         return Aligned(change.coordinates, change.tensor(matrix), moved, transforms)
 
     def exact(self, checkpoint: Checkpoint, weight: Weight) -> torch.Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 
 from trueaxis.align.basis import AXES, Term, best, chance_bits
 from trueaxis.align.maps import Rotate, Step, Within
-from trueaxis.align.network import Change, Network
+from trueaxis.align.network import Change, Network, Product
 from trueaxis.types import Array, Space
 
 SIGNIFICANT = 2.0  # axes have to save so many times what chance would
@@ -67,6 +67,7 @@ class Part:
         changes: Name of a tensor → its change; empty if nothing changes.
         turns: Rotations that could follow the changes and leave the network exact.
         spaces: The axes that each space got.
+        products: Tensors that the loaded model then has beside the original's.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Part:
     changes: Mapping[str, Change] = field(default_factory=dict)
     turns: tuple[Turn, ...] = ()
     spaces: tuple[Space, ...] = ()
+    products: tuple[Product, ...] = ()
 
 
 def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str, Array, float]:

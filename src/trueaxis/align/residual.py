@@ -2,6 +2,8 @@
 
     RMS norms     readers W·diag(γ)·Qᵀ, writers Q·W, tables E·Qᵀ, norms of ones
     layer norms   the same in the space of vectors without a mean: β moves into the readers' biases
+    tied          the embedding is A = E·Qᵀ, the head E·diag(γ)·Qᵀ = A·S with S = Q·diag(γ)·Qᵀ [d, d], which is
+                  quantized and coded like any matrix: the loaded model has a head of its own
 
 A layer norm subtracts the mean, so what writers put there is never read. In the coordinates of the file the mean is the
 last one: that column, or row, is zero. The loaded model has them reflected (runtime/transforms.py), so that its mean is
@@ -15,13 +17,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from trueaxis.align.basis import Term
-from trueaxis.align.maps import Blank, Map, Reflect, Rotate, Unscale, Within, moment
-from trueaxis.align.network import Change, Network, merged, shifted
+from trueaxis.align.basis import STEP_ENERGY, Term
+from trueaxis.align.maps import Blank, Map, Reflect, Rotate, Unscale, Within, moment, on_columns, on_rows
+from trueaxis.align.network import Change, Network, Product, merged, shifted
 from trueaxis.align.part import Part, Site, Turn, chosen_axes
 from trueaxis.runtime.transforms import COLUMNS, ROWS
-from trueaxis.types import Array, Space, Weight
+from trueaxis.types import Array, Metric, Space, Weight
 
+SCALE_BITS, RECORD_BITS = 5.0, 1000.0  # what a row or column and the records of a matrix take
 DEPTH_GROUPS = 2  # blocks enter the search for one rotation as so many averages
 WORTHWHILE_BITS = 0.002  # axes that save less per weight are not worth a change
 
@@ -31,7 +34,7 @@ def residual(network: Network, axes: str) -> Part:
     if reason := _obstacle(network):
         return Part("residual", reason)
     readers = [weight for weight in network.weights if weight.norm is not None]
-    writers = [weight for weight in network.weights if weight.writes == "residual" and weight.role != "exact"]
+    writers = [w for w in network.weights if w.writes == "residual" and w.role != "exact" and w not in readers]
     terms = _terms(network, readers, writers)
     centred = network.family is not None and network.family.norms.kind == "layer"
     chosen, rotation, saved = chosen_axes(axes, _without_mean(terms) if centred else terms, network)
@@ -39,10 +42,17 @@ def residual(network: Network, axes: str) -> Part:
         told = f"own axes: others would save {saved:.4f} bits" if saved else "own axes: others save no more than chance"
         return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
     name = f"residual:{chosen}"
+    products = _products(network, name, rotation, centred)
+    paid = sum(_map_bits(network, product) for product in products)
+    weights = sum(weight.size for weight in (*readers, *writers))
+    if paid >= saved * weights and axes == "best":
+        told = f"own axes: {chosen} would save {saved:.4f} bits, and cost {paid / weights:.4f}"
+        return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
     changes = _around_layer_norms(network, name, rotation) if centred else _around_rms_norms(network, name, rotation)
-    turn = _turn(network, changes, rotation.shape[0])
+    cost = f", and {products[0].name} costs {paid / weights:.4f}" if products else ""
+    turns = () if products else (_turn(network, changes, rotation.shape[0]),)  # S follows only these axes
     space = Space("residual", chosen, saved)
-    return Part("residual", f"{chosen}, saves {saved:.4f} bits", changes, (turn,), (space,))
+    return Part("residual", f"{chosen}, saves {saved:.4f} bits{cost}", changes, turns, (space,), products)
 
 
 def _turn(network: Network, changes: dict[str, Change], width: int) -> Turn:
@@ -60,20 +70,46 @@ def _turn(network: Network, changes: dict[str, Change], width: int) -> Turn:
     return Turn("residual", 1, width, tuple(sites))
 
 
+def _products(network: Network, name: str, rotation: Array, centred: bool) -> tuple[Product, ...]:
+    """The head of a tied model, as its embedding times S = T diag(γ) T⁻¹; none where they are not tied."""
+    tied = next((weight for weight in network.weights if weight.role == "tied"), None)
+    if tied is None or network.family is None:
+        return ()
+    steps = _whole(rotation) if centred else (Rotate(rotation[None]),)
+    gamma = np.diag(network.norm(tied) if tied.norm is not None else np.ones(tied.shape[1]))
+    found = network.metric(tied)
+    read = np.eye(tied.shape[1]) if found.second_moment is None else network.unscaled(tied, found.second_moment)
+    table = on_columns(steps, network.matrix(tied))
+    metric = Metric(moment(steps, read), np.square(table).sum(axis=0), found.sensitivity)
+    stored = (alias for alias, target in network.checkpoint.aliases.items() if target == tied.name)
+    head = next(stored, f"{network.family.head}.weight")
+    return (Product(head, tied.name, f"{name}:head", on_rows(steps, on_columns(steps, gamma)), metric, centred),)
+
+
+def _map_bits(network: Network, product: Product) -> float:
+    """Estimated bits of S at the water level, with its scales and records."""
+    coded = product.aligned()
+    assert coded.metric.row_weights is not None
+    assert coded.metric.second_moment is not None
+    rows = np.square(coded.weight) * (coded.metric.row_weights * coded.metric.sensitivity)[:, None]
+    worth = rows * np.diag(coded.metric.second_moment) / network.water
+    return float(0.5 * np.log2(1 + STEP_ENERGY * worth).sum()) + SCALE_BITS * 2 * len(coded.weight) + RECORD_BITS
+
+
 def _around_rms_norms(network: Network, name: str, rotation: Array) -> dict[str, Change]:
     turn = Rotate(rotation[None])
     changes = _writers_changed(network, Change(name, writes=(turn,)), Change(name, reads=(turn,)))
     for weight in network.weights:
         if weight.norm is not None:
-            changes[weight.name] = Change(name, (Unscale(network.norm(weight)), turn))
+            if weight.role != "tied":
+                changes[weight.name] = Change(name, (Unscale(network.norm(weight)), turn))
             changes[weight.norm] = Change(name, constant=1.0 - weight.norm_offset)
     return changes
 
 
 def _around_layer_norms(network: Network, name: str, rotation: Array) -> dict[str, Change]:
     """As around RMS norms, in n − 1 coordinates."""
-    width = rotation.shape[0]
-    whole: Map = (Reflect(), Within(np.arange(width), Rotate(rotation[None])))
+    whole = _whole(rotation)
     without_mean: Map = (*whole, Blank())
     changes = _writers_changed(
         network,
@@ -99,14 +135,21 @@ def _around_layer_norms(network: Network, name: str, rotation: Array) -> dict[st
             for reader in readers:
                 changes[reader.name] = Change(name, (unscale, *whole), reflected=COLUMNS)
             changes[found[0]] = Change(name, writes=(unscale, *whole), reflected=ROWS)
-    return changes
+    tied = [weight.name for weight in network.weights if weight.role == "tied"]
+    # As an embedding it is read without its rows' mean, as a head with it.
+    return changes | dict.fromkeys(tied, Change(name, whole, reflected=COLUMNS))
+
+
+def _whole(rotation: Array) -> Map:
+    """The mean to the last coordinate, the rest rotated."""
+    return (Reflect(), Within(np.arange(rotation.shape[0]), Rotate(rotation[None])))
 
 
 def _writers_changed(network: Network, matrix: Change, table: Change) -> dict[str, Change]:
     changes: dict[str, Change] = {}
     for weight in network.weights:
         if weight.writes == "residual":
-            looked_up = weight.role in ("embedding", "exact")
+            looked_up = weight.role in ("embedding", "tied", "exact")
             changes[weight.name] = table if looked_up else matrix
             if weight.bias is not None:
                 changes[weight.bias] = matrix
@@ -122,8 +165,6 @@ def _obstacle(network: Network) -> str | None:
         return "post norms: the stream itself is normalized, coordinate by coordinate"
     if family.norms.placement == "sandwich":
         return "sandwich norms scale coordinates on their way into the stream"
-    if any(weight.role == "tied" for weight in network.weights):
-        return "embedding and head are tied: one table cannot be read both with and without the last norm's factor"
     stray = [
         weight.name
         for weight in network.weights
@@ -131,11 +172,13 @@ def _obstacle(network: Network) -> str | None:
     ]
     if stray or any(weight.role == "linear" and weight.space is None for weight in network.weights):
         return f"{(stray or ['a matrix'])[0]} reads or writes an unknown space"
-    if not any(weight.role == "head" for weight in network.weights):
+    if not any(weight.role in ("head", "tied") for weight in network.weights):
         return "the model has no head: the stream is its output"
     widths = {weight.shape[1] for weight in network.weights if weight.norm is not None or weight.role == "embedding"}
     if len(widths) > 1:
         return f"the stream has no one width, but {' and '.join(map(str, sorted(widths)))}"
+    if any(weight.role == "tied" and weight.norm is None for weight in network.weights):
+        return "the head reads the stream itself, without a norm"
     return _lost_bias(network)
 
 
@@ -158,6 +201,8 @@ def _terms(network: Network, readers: Sequence[Weight], writers: Sequence[Weight
         return network.reader_term(weight, network.matrix(weight), moments[space])
 
     def term(weight: Weight) -> Term:
+        if weight.role == "tied":
+            return network.reader_term(weight, network.matrix(weight), _moment_of_both_uses(network, weight))
         if weight.norm is not None:
             return reader(weight)
         if weight.role == "embedding":
@@ -180,6 +225,14 @@ def _moment_without_bias(network: Network, weight: Weight) -> Array | None:
     if found is None or bias is None or mean is None or weight.bias is None:
         return network.moment(weight)
     return network.unscaled(weight, shifted(found, bias[1], mean))
+
+
+def _moment_of_both_uses(network: Network, weight: Weight) -> Array:
+    """Of a tied matrix: H as a head, and the identity as an embedding."""
+    found = network.metric(weight)
+    rows = 1.0 if found.embedding_weights is None else float(found.embedding_weights.mean())
+    looked_up = rows * np.eye(weight.shape[1])
+    return looked_up if found.second_moment is None else found.second_moment + looked_up
 
 
 def _without_mean(terms: Sequence[Term]) -> list[Term]:

@@ -21,7 +21,7 @@ from trueaxis.align.trial import Tried, turned_rows
 from trueaxis.metric.running import forward
 from trueaxis.metric.sensitivity import Output
 from trueaxis.model.architecture import locate
-from trueaxis.runtime.transforms import reflected
+from trueaxis.runtime.transforms import Reflection
 from trueaxis.types import Array, TrueaxisError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class StraightThrough:
     """
 
     def __init__(self, network: Network, start: Alignment, tokens: Array) -> None:
-        self._model = gauged_model(network, start.changes)
+        self._model = gauged_model(network, start.changes, start.products)
         self._plain = copy.deepcopy(self._model)
         self._gradients = copy.deepcopy(self._model)
         self._changes, self._tokens = start.changes, tokens
@@ -90,7 +90,7 @@ class StraightThrough:
         change = self._changes.get(one.piece.weight.name)
         if change is None or not change.reflected:
             return values.detach()
-        return torch.from_numpy(reflected(values.detach().numpy(), change.reflected))
+        return torch.from_numpy(Reflection(change.reflected).decoded(values.detach().numpy()))
 
 
 def _view(model: Any, one: Tried) -> torch.Tensor:

@@ -3,6 +3,7 @@
     residual   one rotation of the residual stream; norms fold into their readers      every writer and reader of it
     heads      one rotation per key-value head between values and output               V rows, O columns
     planes     one rotation per head between queries and keys, as positions allow      Q rows, K rows
+    order      a permutation of the attention heads, by energy                          Q, K, V rows, O columns
     channels   a permutation of the MLP's hidden channels, by energy                    gate and up rows, down columns
 
 Each takes the network and a choice of axes and gives a `Part`: changes of tensors, or the reason why there are none.
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from trueaxis.align.attention import heads, planes
+from trueaxis.align.attention import heads, order, planes
 from trueaxis.align.maps import Permute
 from trueaxis.align.network import Change, Network
 from trueaxis.align.part import Part, join, within
@@ -48,6 +49,7 @@ SYMMETRIES: dict[str, Callable[[Network, str], Part]] = {
     "residual": residual,
     "heads": heads,
     "planes": planes,
+    "order": order,
     "channels": channels,
 }
 

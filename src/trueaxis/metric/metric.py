@@ -270,21 +270,34 @@ def spectrum(matrix: Array) -> Array:
 
 
 def _waterfill_bits(variances: Array, repeats: Array, distortion: float) -> float:
-    """Reverse water-filling over independent Gaussians, variances[i] occurring repeats[i] times.
-
-    D(θ) is piecewise linear between sorted variances: find the piece, solve it.
-    """
+    """Mean bits of independent Gaussians, variances[i] occurring repeats[i] times, by reverse water-filling."""
     if distortion <= 0:
         return math.inf if variances.max(initial=0) > 0 else 0.0
+    level = water_level(variances, distortion, repeats)
+    dry = variances > level
+    return float(0.5 * (repeats[dry] @ np.log2(variances[dry] / level)) / repeats.sum())
+
+
+def water_level(variances: Array, distortion: float, repeats: Array | None = None) -> float:
+    """θ with Σ min(θ, varianceᵢ) = D, for independent Gaussians; inf where D is all their energy or more.
+
+    D(θ) is piecewise linear between sorted variances: find the piece, solve it.
+
+    Args:
+        variances: float64 [k].
+        distortion: D > 0.
+        repeats: How often each occurs [k]; once by default.
+
+    Example:
+        >>> water_level(np.array([4.0, 1.0]), 1.0)
+        0.5
+    """
     order = np.argsort(variances)
-    variances, repeats = variances[order], repeats[order].astype(np.float64)
-    below = np.concatenate([[0.0], np.cumsum(repeats * variances)])
-    above = repeats.sum() - np.concatenate([[0.0], np.cumsum(repeats)])
+    counts = np.ones(variances.size) if repeats is None else repeats[order].astype(np.float64)
+    variances = variances[order]
+    below = np.concatenate([[0.0], np.cumsum(counts * variances)])
+    above = counts.sum() - np.concatenate([[0.0], np.cumsum(counts)])
     # reached[i] = D at θ = variances[i]: smaller ones are drowned, the others contribute θ each.
     reached = below[:-1] + above[:-1] * variances
     piece = int(np.searchsorted(reached, distortion))
-    if piece == variances.size:
-        return 0.0
-    level = (distortion - below[piece]) / above[piece]
-    dry = variances > level
-    return float(0.5 * (repeats[dry] @ np.log2(variances[dry] / level)) / repeats.sum())
+    return math.inf if piece == variances.size else float((distortion - below[piece]) / above[piece])

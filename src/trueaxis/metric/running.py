@@ -19,6 +19,7 @@ import torch
 
 from trueaxis.model.architecture import architecture, submodule
 from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.graph import Route
 from trueaxis.progress import quiet_loading
 from trueaxis.types import CheckpointError
 
@@ -39,16 +40,29 @@ def load_model(checkpoint: Checkpoint) -> Any:
         with quiet_loading():
             model, keys = found[1].from_pretrained(
                 checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
-                trust_remote_code=False, output_loading_info=True,
+                trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{checkpoint.path}: transformers cannot load it ({error})") from error
+    for name, found_shape, expected_shape in sorted(keys["mismatched_keys"]):
+        raise CheckpointError(
+            f"{name}: config.json says {list(expected_shape)}, {checkpoint.path} holds {list(found_shape)}; correct one"
+        )
     if keys["missing_keys"]:
         raise CheckpointError(
             f"{min(keys['missing_keys'])}: {type(model).__name__} needs this tensor, but {checkpoint.path} lacks it, "
             "and would run with random numbers in its place; correct 'architectures' in config.json or the weights"
         )
     return model.eval().requires_grad_(False)
+
+
+def untie(model: Any, places: Route) -> None:
+    """Give the head of a tied model a matrix of its own."""
+    if places.head is None or places.embedding is None:
+        return
+    head: Any = submodule(model, places.head)
+    if head.weight is submodule(model, places.embedding).weight:
+        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
 
 
 def forward(model: Any, ids: torch.Tensor) -> Any:

@@ -112,7 +112,7 @@ def _next(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]
     logits = output.logits[:, -1].double().cpu()
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError(f"{model.name_or_path}: the model's logits are not finite; it cannot be calibrated")
-    return logits.softmax(-1), output.past_key_values
+    return logits.softmax(-1), output["cache" if "cache" in output else "past_key_values"]
 
 
 def _sample_batch(model: Any, starts: torch.Tensor, batch: int, length: int, seed: np.random.SeedSequence) -> Array:

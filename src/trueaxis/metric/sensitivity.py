@@ -28,9 +28,9 @@ import torch
 from trueaxis.likelihood import Prediction
 from trueaxis.metric.calibrate import Progress, check_tokens, split_sequences
 from trueaxis.metric.metric import damped_cholesky, distance, embedding_key, head_key, metric_for, row_probabilities
-from trueaxis.metric.running import Resumption, load_model
+from trueaxis.metric.running import Resumption, load_model, untie
 from trueaxis.metric.statistics import Statistics
-from trueaxis.model.architecture import locate, parameter, submodule
+from trueaxis.model.architecture import locate, parameter
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
 from trueaxis.parallel import default_threads, ordered_map
@@ -81,7 +81,7 @@ def measure_sensitivities(
     rises: dict[str, float] = {}
     with torch.inference_mode():
         model = load_model(checkpoint).to(device)
-        _untie(model, places)
+        untie(model, places)
         batches = [ids.to(device) for ids in split_sequences(sample, BATCH_TOKENS)]
         trial = _Trial(model, places, batches, 1 if device != "cpu" else default_threads())
         noises = _Noises(statistics, noise_share, seed)
@@ -150,15 +150,6 @@ def _uses(weights: Sequence[Weight]) -> dict[str, list[_Use]]:
         for use in found:
             uses.setdefault(weight.group or use.key, []).append(use)
     return uses
-
-
-def _untie(model: Any, places: Route) -> None:
-    """Give the head a copy of its own, so that one use can be disturbed without the other."""
-    if places.head is None or places.embedding is None:
-        return
-    head: Any = submodule(model, places.head)
-    if head.weight is submodule(model, places.embedding).weight:
-        head.weight = torch.nn.Parameter(head.weight.clone(), requires_grad=False)
 
 
 class _Noises:

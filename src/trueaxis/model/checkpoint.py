@@ -79,6 +79,8 @@ class Checkpoint:
         directory = Path(path)
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: expected a checkpoint directory, found none; check the path")
+        if foreign := _foreign(directory):
+            raise CheckpointError(f"{directory}: {foreign}")
         config = read_json(directory / "config.json")
         if "quantization_config" in config:
             raise CheckpointError(
@@ -186,6 +188,17 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def _foreign(directory: Path) -> str:
+    """What a directory without config.json holds instead, if it is known; else nothing."""
+    if (directory / "config.json").exists():
+        return ""
+    if (directory / "adapter_config.json").is_file():
+        return "is a LoRA adapter; merge it into its base model and compress the result"
+    if any(directory.glob("*.gguf")):
+        return "holds a GGUF file, which is quantized already; start from the original safetensors checkpoint"
+    return ""
+
+
 def _read_entries(directory: Path) -> dict[str, Entry]:
     if (directory / _SINGLE_FILE).is_file():
         return _read_header(directory / _SINGLE_FILE)
@@ -242,7 +255,7 @@ def _check_dtype(name: str, entry: Entry) -> None:
     if entry.dtype not in WEIGHT_DTYPES:
         raise CheckpointError(
             f"{name}: expected one of {', '.join(WEIGHT_DTYPES)}, found {entry.dtype} in {entry.file}; "
-            "start from the unquantized checkpoint"
+            "start from the unquantized checkpoint, or remove the tensor if the model makes it itself"
         )
 
 

@@ -130,7 +130,7 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
         if rows < ROWS_FOR_COLUMN_STEPS:
             diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
         column_steps[order] = unit / diagonal
-    row_steps = 1.0 / np.sqrt(np.maximum(tempered(row_importance(metric, rows), stage.row_exponent), TINY))
+    row_steps = 1.0 / np.sqrt(np.maximum(tempered(row_importance(metric, rows), _exponent(stage, metric)), TINY))
     return Plan(
         weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True,
         EFFORTS[stage.effort].trellis,
@@ -145,6 +145,12 @@ def row_importance(metric: Metric, rows: int) -> Array:
         return np.ones(rows)
     head = float(np.diag(metric.second_moment).mean())
     return (head + metric.embedding_weights) / (head + float(metric.embedding_weights.mean()))
+
+
+def _exponent(stage: Feedback, metric: Metric) -> float:
+    """Of the row weights: rows that are tokens are tempered, others weigh what they weigh."""
+    tokens = metric.second_moment is None or metric.embedding_weights is not None
+    return stage.row_exponent if tokens else 1.0
 
 
 def tempered(importance: Array, exponent: float) -> Array:

@@ -25,9 +25,9 @@ from trueaxis.header import TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.factors import product
-from trueaxis.runtime.matrices import Matrix, matrices
+from trueaxis.runtime.matrices import Matrix, alias_name, matrices
 from trueaxis.runtime.planes import unpack_planes
-from trueaxis.runtime.transforms import reflected
+from trueaxis.runtime.transforms import decoded, exact_product
 from trueaxis.types import Array, FormatError
 
 if TYPE_CHECKING:
@@ -88,15 +88,11 @@ class Decoder:
         Raises:
             FormatError: The other one is missing, of another shape or dtype, or tied itself.
         """
-        info, records = self.container.tensors[name], self._records(name)
+        records = self._records(name)
         if not _is_alias(records):
             return None
-        target = records[-1].payload.decode("utf-8", errors="replace")
-        other = self.container.tensors.get(target)
-        if other is None or (other.shape, other.dtype) != (info.shape, info.dtype):
-            raise FormatError(f"{name}: tied to {target[:80]!r}, which the file does not hold in this shape and dtype")
-        if _is_alias(self._records(target)):
-            raise FormatError(f"{name}: tied to {target}, which is tied itself; the file is damaged")
+        target = str(alias_name(records))
+        self._check_tied(self.container.tensors[name], target)
         return target
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -119,6 +115,8 @@ class Decoder:
         parts = matrices(info, records)
         if not parts:
             value = _planes(info, records[-1], own)
+        elif parts[0].source is not None:
+            value = self._product(info, parts, parts[0].source)
         elif len(info.shape) == 2:
             value = self._matrix(info, parts, 0, dtype or own)
         else:
@@ -178,17 +176,51 @@ class Decoder:
             raise FormatError(f"{name}: expected a record, found none; the file is damaged or newer")
         return records
 
+    def source(self, name: str) -> str | None:
+        """Name of the tensor that is multiplied by a matrix to give this one, or None.
+
+        Raises:
+            FormatError: The records of `name` are damaged.
+        """
+        parts = matrices(self.container.tensors[name], self._records(name))
+        return parts[0].source if parts else None
+
+    def _check_tied(self, info: TensorInfo, target: str) -> None:
+        other = self.container.tensors.get(target)
+        if other is None or (other.shape, other.dtype) != (info.shape, info.dtype):
+            raise FormatError(
+                f"{info.name}: tied to {target[:80]!r}, which the file does not hold in this shape and dtype"
+            )
+        if alias_name(self._records(target)) is not None:
+            raise FormatError(f"{info.name}: tied to {target}, which is tied itself; the file is damaged")
+
+    def _product(self, info: TensorInfo, parts: Sequence[Matrix], source: str) -> torch.Tensor:
+        """The source, not yet rounded to its dtype, times the matrix: float32."""
+        import torch
+
+        self._check_tied(info, source)
+        if len(self._products) > 1:  # each takes few bytes and much memory, and a model has one head
+            raise FormatError(f"{info.name}: one tensor may be a product, not {' and '.join(self._products[:2])} too")
+        factor = self._matrix(info, parts, 0, torch.float32)
+        return torch.from_numpy(exact_product(self.tensor(source, torch.float32).numpy(), factor.numpy()))
+
+    @cached_property
+    def _products(self) -> list[str]:
+        """Names of all tensors that are another one times a matrix."""
+        records = {name: self._records(name) for name in self.names()}
+        return [name for name, found in records.items() if len(found) > 1 and alias_name(found) is not None]
+
     def _matrix(self, info: TensorInfo, parts: Sequence[Matrix], index: int, dtype: torch.dtype) -> torch.Tensor:
         """The matrix, or product of two, that starts at a part, oriented as the tensor (or its slice) is; bfloat16 if
-        that is wanted and nothing multiplied or reflected, else float32."""
+        that is wanted and nothing multiplied or transformed, else float32."""
         import torch
 
         part = parts[index]
-        bfloat16 = dtype == torch.bfloat16 and not part.reflected and not part.factor
+        bfloat16 = dtype == torch.bfloat16 and not part.transforms and not part.factor
         values = self._values(info, part, index, bfloat16)
         if part.factor:
             values = product(values, self._values(info, parts[index + 1], index + 1, False))
-        values = reflected(values, part.reflected)
+        values = decoded(values, part.transforms)
         weight = torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
         return weight.T.contiguous() if part.transposed else weight
 
@@ -232,7 +264,7 @@ class Decoder:
 
 
 def _is_alias(records: Sequence[Record]) -> bool:
-    return records[-1].type == RecordType.ALIAS
+    return len(records) == 1 and records[0].type == RecordType.ALIAS
 
 
 def _torch_dtype(info: TensorInfo) -> torch.dtype:

@@ -1,27 +1,28 @@
 """The records of one tensor: which matrices it is made of.
 
-    tensor = planes | alias | matrix | (slice matrix)+
-    matrix = transpose? reflection? (residual | function residual residual)
+    tensor = planes | alias | matrix | (slice matrix)+ | alias matrix
+    matrix = transpose? transform* (residual | function residual residual)
 
 Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
-and the tensor (or slice) is its transpose; a reflection acts on what is coded.
+and the tensor (or slice) is its transpose; other transforms act on what is coded. With an alias before it the matrix is
+[n, n], and the tensor is the one that the alias names times that matrix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Literal
 
 from trueaxis.entropy.stream import ResidualHeader, unpack_residual
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.factors import read_rank
-from trueaxis.runtime.transforms import COLUMNS, ROWS, TRANSPOSE, reflection
-from trueaxis.types import FormatError
+from trueaxis.runtime.transforms import LARGEST_PRODUCT, TRANSPOSE, parse_transform
+from trueaxis.types import FormatError, Transform
 
-REFLECTIONS = tuple(reflection(sides) for sides in (COLUMNS, ROWS, COLUMNS | ROWS))
+MOST_TRANSFORMS = 8  # of a matrix, the transpose aside
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,19 @@ class Matrix:
     Attributes:
         rows, columns: As it is coded.
         transposed: Whether the tensor holds its transpose.
-        reflected: Sides that are reflected, see transforms.py.
+        transforms: Of what is coded; the last one is decoded first.
         payload: Of its residual record.
-        factor: "left" or "right" where it is a factor of the matrix, see factors.py; what is transposed or reflected
+        source: Name of the tensor that is multiplied by this matrix, or None.
+        factor: "left" or "right" where it is a factor of the matrix, see factors.py; what is transposed or transformed
             is their product.
     """
 
     rows: int
     columns: int
     transposed: bool
-    reflected: int
+    transforms: tuple[Transform, ...]
     payload: bytes
+    source: str | None = None
     factor: Literal["", "left", "right"] = ""
 
     def header(self) -> ResidualHeader:
@@ -54,7 +57,11 @@ class Matrix:
 
 
 def matrix_records(
-    payload: bytes, index: int | None, transposed: bool, transforms: Sequence[bytes] = ()
+    payload: bytes,
+    index: int | None,
+    transposed: bool,
+    transforms: Sequence[Transform] = (),
+    source: str | None = None,
 ) -> tuple[Record, ...]:
     """Records of one matrix: what `matrices` reads.
 
@@ -62,11 +69,20 @@ def matrix_records(
         payload: Of its residual.
         index: Of its slice, or None where it is the whole tensor.
         transposed: Whether the tensor holds its transpose.
-        transforms: Payloads of the transforms of what is coded.
+        transforms: Of what is coded.
+        source: Name of the tensor that is multiplied by it, or None.
     """
     place = () if index is None else (Record(RecordType.SLICE, pack_varint(index)),)
-    turns = (TRANSPOSE, *transforms) if transposed else transforms
+    place += () if source is None else (Record(RecordType.ALIAS, source.encode()),)
+    turns = [TRANSPOSE] * transposed + [transform.payload for transform in transforms]
     return (*place, *(Record(RecordType.TRANSFORM, turn) for turn in turns), Record(RecordType.RESIDUAL, payload))
+
+
+def alias_name(records: Sequence[Record]) -> str | None:
+    """What the first record names if it is an alias."""
+    if records and records[0].type == RecordType.ALIAS:
+        return records[0].payload.decode("utf-8", errors="replace")
+    return None
 
 
 def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
@@ -77,70 +93,103 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     """
     if len(records) == 1 and records[0].type in (RecordType.PLANES, RecordType.ALIAS):
         return []
+    if (source := alias_name(records)) is not None:
+        return [_factor(info, source, records[1:])]
     found: list[Matrix] = []
-    slices, done, turns = 0, 0, _Turns()
+    slices, done, turns = 0, 0, _Turns(info, 2)
     for record in records:
-        if record.type == RecordType.SLICE and slices == done and turns == _Turns():
+        if record.type == RecordType.SLICE and slices == done and turns.is_new:
             if record.payload != pack_varint(slices):
                 raise FormatError(f"{info.name}: expected slice {slices}, found {_slice(record)}; the file is damaged")
-            slices += 1
+            slices, turns = slices + 1, _Turns(info, 3)
         elif record.type == RecordType.TRANSFORM and not turns.rank:
-            turns = _turned(info, turns, record.payload)
+            turns.payloads.append(record.payload)
         elif record.type == RecordType.FUNCTION and not turns.rank:
-            turns = turns._replace(rank=_rank(info, record.payload, *_sides(info, bool(slices), turns.transposed)))
+            turns.rank = turns.read_rank(record.payload)
         elif record.type == RecordType.RESIDUAL and done == max(slices - 1, 0):
-            rows, columns = _sides(info, bool(slices), turns.transposed)
-            found.append(_matrix(rows, columns, turns, record.payload))
-            if turns.rank and not turns.left:
-                turns = turns._replace(left=True)
-                continue
-            done, turns = done + 1, _Turns()
+            found.append(turns.matrix(record.payload))
+            if found[-1].factor != "left":
+                done, turns = done + 1, _Turns(info, turns.dimensions)
         else:
             raise FormatError(f"{info.name}: record type {record.type} is out of place; the file is damaged or newer")
-    if not found or turns != _Turns() or done != (info.shape[0] if slices else 1):
+    if not found or not turns.is_new or done != (info.shape[0] if slices else 1):
         raise FormatError(f"{info.name}: {done} matrices do not make a tensor {list(info.shape)}")
     return found
 
 
-class _Turns(NamedTuple):
-    transposed: bool = False
-    reflected: int = 0
+def _factor(info: TensorInfo, source: str, records: Sequence[Record]) -> Matrix:
+    """The square matrix that another tensor is multiplied by."""
+    *transforms, last = records
+    if last.type != RecordType.RESIDUAL or any(record.type != RecordType.TRANSFORM for record in transforms):
+        raise FormatError(f"{info.name}: expected a matrix to multiply {source[:80]!r} by; the file is damaged")
+    if len(info.shape) != 2 or info.shape[1] > LARGEST_PRODUCT:
+        raise FormatError(f"{info.name}: a product does not fit shape {list(info.shape)}")
+    square = TensorInfo(info.name, (info.shape[1],) * 2, info.dtype, info.shard, info.offset, info.length)
+    return _Turns(square, 2, [record.payload for record in transforms], source).matrix(last.payload)
+
+
+@dataclass
+class _Turns:
+    """What comes before a matrix's residual: payloads of its transforms, and r where it is a product of rank r.
+
+    `dimensions` are those of the tensor it belongs to; `left` tells whether the left factor was there.
+    """
+
+    info: TensorInfo
+    dimensions: int
+    payloads: list[bytes] = field(default_factory=list)
+    source: str | None = None
     rank: int = 0
-    left: bool = False  # whether the left factor was there
+    left: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was read yet."""
+        return not self.payloads and not self.rank
+
+    def read_rank(self, payload: bytes) -> int:
+        """r of a function record."""
+        try:
+            return read_rank(payload, *self._shape())
+        except (ValueError, IndexError) as error:
+            raise FormatError(f"{self.info.name}: {error}") from error
+
+    def matrix(self, residual: bytes) -> Matrix:
+        """The matrix that these lead to, or its next factor."""
+        rows, columns = self._shape()
+        transposed = self.payloads[:1] == [TRANSPOSE]
+        turns = self.payloads[transposed:]
+        if len(turns) > MOST_TRANSFORMS:
+            raise FormatError(f"{self.info.name}: {len(turns)} transforms of one matrix; the file is damaged")
+        transforms = tuple(self._parsed(payload, rows, columns) for payload in turns)
+        if not self.rank:
+            return Matrix(rows, columns, transposed, transforms, residual, self.source)
+        if not self.left:
+            self.left = True
+            return Matrix(rows, self.rank, transposed, transforms, residual, factor="left")
+        return Matrix(self.rank, columns, transposed, transforms, residual, factor="right")
+
+    def _shape(self) -> tuple[int, int]:
+        return _sides(self.info, self.dimensions, self.payloads[:1] == [TRANSPOSE])
+
+    def _parsed(self, payload: bytes, rows: int, columns: int) -> Transform:
+        name = self.info.name
+        try:
+            found = parse_transform(payload, rows, columns)
+        except ValueError as error:
+            raise FormatError(f"{name}: transform {payload[:8].hex()} is damaged: {error}") from error
+        if found is None and payload[:1] == TRANSPOSE:
+            raise FormatError(f"{name}: transform {payload[:8].hex()} is damaged or out of place")
+        if found is None:
+            kind = payload[:1].hex() or "none"
+            raise FormatError(f"{name}: transform of kind {kind} is unknown to this trueaxis; install a newer version")
+        return found
 
 
-def _matrix(rows: int, columns: int, turns: _Turns, payload: bytes) -> Matrix:
-    if not turns.rank:
-        return Matrix(rows, columns, turns.transposed, turns.reflected, payload)
-    if not turns.left:
-        return Matrix(rows, turns.rank, turns.transposed, turns.reflected, payload, "left")
-    return Matrix(turns.rank, columns, turns.transposed, turns.reflected, payload, "right")
-
-
-def _rank(info: TensorInfo, payload: bytes, rows: int, columns: int) -> int:
-    try:
-        return read_rank(payload, rows, columns)
-    except (ValueError, IndexError) as error:
-        raise FormatError(f"{info.name}: {error}") from error
-
-
-def _turned(info: TensorInfo, turns: _Turns, payload: bytes) -> _Turns:
-    """Transforms of a matrix with one more."""
-    if turns == _Turns() and payload == TRANSPOSE:
-        return _Turns(transposed=True)
-    if not turns.reflected and payload in REFLECTIONS:
-        return turns._replace(reflected=payload[1])
-    if payload[:1] in (TRANSPOSE, REFLECTIONS[0][:1]):
-        raise FormatError(f"{info.name}: transform {payload[:8].hex()} is damaged or out of place")
-    raise FormatError(
-        f"{info.name}: transform of kind {payload[:1].hex() or 'none'} is unknown to this trueaxis; "
-        "install a newer version"
-    )
-
-
-def _sides(info: TensorInfo, sliced: bool, transposed: bool) -> tuple[int, int]:
-    if len(info.shape) != (3 if sliced else 2) or 0 in info.shape:
-        raise FormatError(f"{info.name}: a {'slice' if sliced else 'residual'} does not fit shape {list(info.shape)}")
+def _sides(info: TensorInfo, dimensions: int, transposed: bool) -> tuple[int, int]:
+    if len(info.shape) != dimensions or 0 in info.shape:
+        what = "slice" if dimensions == 3 else "residual"
+        raise FormatError(f"{info.name}: a {what} does not fit shape {list(info.shape)}")
     rows, columns = info.shape[-2:]
     return (columns, rows) if transposed else (rows, columns)
 

@@ -1,0 +1,95 @@
+"""Peers: other people's quantizers, each run by the Python that has it installed, as a process of its own.
+
+MODEL, setting ─▶ python peers/with_NAME.py ─▶ FOLDER/files, whose bytes count ─▶ FOLDER/dense, which is evaluated
+
+A peer's environment is `peers/NAME` under the directory that TRUEAXIS_PEERS names (`make bench-peers` makes them in
+`build`); without one the running Python is tried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.types import TrueaxisError
+
+SCRIPTS = Path(__file__).parent / "peers"
+ENVIRONMENTS = "TRUEAXIS_PEERS"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A quantizer of others: `package` as it is imported, its settings in its own words, smallest first."""
+
+    name: str
+    package: str
+    settings: tuple[str, ...]
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer("hqq", "hqq", ("2 bits", "3 bits", "4 bits")),
+        Peer("bitsandbytes", "bitsandbytes", ("nf4",)),
+        Peer("torchao", "torchao", ("int4", "int8")),
+        Peer("zipnn", "zipnn", ("lossless",)),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A file: its bytes, how long it took, the peak memory of the process, tensors kept otherwise with the reason."""
+
+    file_bytes: int
+    seconds: float
+    peak_memory_bytes: int
+    fallbacks: tuple[str, ...]
+
+
+class PeerError(TrueaxisError):
+    """A peer gave nothing; `whole` where no setting of it will."""
+
+    def __init__(self, message: str, *, whole: bool) -> None:
+        super().__init__(message)
+        self.whole = whole
+
+
+def run_peer(peer: Peer, setting: str, checkpoint: Checkpoint, folder: Path) -> Made:
+    """Lets a peer quantize a checkpoint.
+
+    Args:
+        peer: Which.
+        setting: One of its settings.
+        checkpoint: The original.
+        folder: Empty; takes `files`, what the peer stores, and `dense`, what that decodes to.
+
+    Raises:
+        PeerError: The peer is not installed, or fails; says why.
+    """
+    script = SCRIPTS / f"with_{peer.package}.py"
+    python = _python(peer)
+    if _run([python, "-c", f"import {peer.package}"]).returncode:
+        raise PeerError(f"not installed in {python}; 'make bench-peers' installs it", whole=True)
+    (folder / "files").mkdir()
+    found = _run([python, str(script), str(checkpoint.path.resolve()), setting, str(folder)])
+    if found.returncode:
+        raise PeerError(f"failed: {(found.stderr.strip().splitlines() or ['no message'])[-1][:300]}", whole=False)
+    told = json.loads(found.stdout.strip().splitlines()[-1])
+    size = sum(file.stat().st_size for file in (folder / "files").iterdir())
+    return Made(size, told["seconds"], told["peak_memory_bytes"], tuple(told["fallbacks"]))
+
+
+def _python(peer: Peer) -> str:
+    own = Path(os.environ.get(ENVIRONMENTS, "build/peers")) / peer.package / "bin" / "python"
+    return str(own.absolute()) if own.exists() else sys.executable
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)

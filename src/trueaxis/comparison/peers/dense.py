@@ -1,0 +1,79 @@
+"""What peers share: which matrices they quantize, and how their result is put down for evaluation.
+
+    MODEL ─▶ every tensor, and the names of its linear layers ─▶ quantized by the peer ─▶ FOLDER/files (counted)
+                                                              └▶ decoded again ────────▶ FOLDER/dense (evaluated)
+
+Peers quantize linear layers; embeddings, norms and the head stay as they are, as their own integrations have it.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+Tensors = dict[str, torch.Tensor]
+Quantize = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
+"""W [m, n] float32 ─▶ (what is stored, W decoded); ValueError says why a matrix cannot be done."""
+
+
+def read_tensors(model: Path) -> Tensors:
+    """Every tensor of every shard."""
+    found: Tensors = {}
+    for file in sorted(model.glob("*.safetensors")):
+        found.update(load_file(file))
+    return found
+
+
+def linear_names(model: Path) -> list[str]:
+    """Names of the weights of linear layers, the head left out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model))
+    head = network.get_output_embeddings()
+    modules = network.named_modules()
+    return [f"{name}.weight" for name, one in modules if isinstance(one, torch.nn.Linear) and one is not head]
+
+
+def write_dense(model: Path, tensors: Tensors, folder: Path) -> None:
+    """A plain checkpoint with the configuration of `model`, in float32 so that nothing is rounded again."""
+    dense = folder / "dense"
+    dense.mkdir()
+    save_file({name: one.float().contiguous() for name, one in tensors.items()}, dense / "model.safetensors")
+    for file in model.iterdir():
+        if file.suffix in (".json", ".txt", ".model") and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, dense / file.name)
+
+
+def tell(begun: float, fallbacks: list[str]) -> None:
+    """The last line that a script prints."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"seconds": time.perf_counter() - begun, "peak_memory_bytes": peak, "fallbacks": fallbacks}))
+
+
+def quantize_linears(quantizer: Callable[[str], Quantize]) -> None:
+    """A script's whole run: `python script MODEL SETTING FOLDER`; `quantizer` makes the function of a setting."""
+    model, setting, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    quantize, linear = quantizer(setting), linear_names(model)
+    tensors = read_tensors(model)
+    begun, stored, fallbacks = time.perf_counter(), dict(tensors), []
+    for name in linear:
+        try:
+            parts, decoded = quantize(tensors[name].float())
+        except ValueError as reason:
+            fallbacks.append(f"{name}: {reason}")
+            continue
+        del stored[name]
+        stored.update({f"{name}.{part}": value.contiguous() for part, value in parts.items()})
+        tensors[name] = decoded.float().reshape(tensors[name].shape)
+    save_file(stored, folder / "files" / "model.safetensors")
+    tell(begun, fallbacks)
+    write_dense(model, tensors, folder)

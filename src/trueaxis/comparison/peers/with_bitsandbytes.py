@@ -1,0 +1,22 @@
+"""bitsandbytes: NF4 in blocks of 64 with scales quantized again (QLoRA, arXiv:2305.14314)."""
+
+from __future__ import annotations
+
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # type: ignore[import-not-found]
+from dense import Quantize, Tensors, quantize_linears
+
+
+def quantizer(setting: str) -> Quantize:
+    """Of "nf4"."""
+
+    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+        packed, state = quantize_4bit(weight.bfloat16(), quant_type=setting, compress_statistics=True)
+        stored = {name.replace("/", "_"): value for name, value in state.as_dict(packed=True).items()}
+        return {"packed": packed, **stored}, dequantize_4bit(packed, state)
+
+    return quantize
+
+
+if __name__ == "__main__":
+    quantize_linears(quantizer)

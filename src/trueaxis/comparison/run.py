@@ -1,0 +1,188 @@
+"""Compare: recipes at the rates asked for, peers at their own settings, and this project at each peer's very size.
+
+MODEL ─▶ recipes at every rate ──────────────▶ files ─▶ KL, perplexity ─▶ rows
+      └▶ peers, each in its own environment ─▶ files ─▶ dense weights ─▶ KL, perplexity ─▶ rows
+                                                  └──── bytes ─▶ the default recipe at that size ─▶ rows
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trueaxis.comparison.peer import PEERS, Made, Peer, PeerError, run_peer
+from trueaxis.evaluation import Comparison, read_evaluation, require_unseen
+from trueaxis.metric.source import obtain_statistics
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.graph import trace
+from trueaxis.parallel import default_threads
+from trueaxis.preparation import Prepared, prepare
+from trueaxis.progress import Progress, silent
+from trueaxis.recipe import COMPARED
+from trueaxis.recipe import recipe as find_recipe
+from trueaxis.types import Evaluation, TargetError, TrueaxisError
+
+REFERENCE_RECIPE = "default"
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """One file on one text.
+
+    Attributes:
+        name: Recipe or peer.
+        setting: The peer's own word for its setting; for a recipe the target, "3 bits" or "as hqq 4 bits".
+        file_bytes, bits_per_param: Every byte of the weight files.
+        kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for one sequence.
+        perplexity, top1_agreement: Of the compressed model; with the original.
+        seconds: To make the file from weights and statistics.
+        peak_memory_bytes: Of the process that made it, so far.
+        fallbacks: Tensors that a peer kept in another type than its setting says, with the reason.
+    """
+
+    name: str
+    setting: str
+    file_bytes: int
+    bits_per_param: float
+    kl_nats: float
+    kl_interval: tuple[float, float] | None
+    perplexity: float
+    top1_agreement: float
+    seconds: float
+    peak_memory_bytes: int
+    fallbacks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ComparisonReport:
+    """What a comparison found; `absent` says of what gave no row why, by name and setting."""
+
+    model: str
+    parameters: int
+    tokens: int
+    perplexity: float
+    rows: tuple[ComparisonRow, ...]
+    absent: dict[str, str]
+
+
+def compare(
+    model: str | Path,
+    *,
+    bits: Sequence[float],
+    text: Sequence[str | Path] = (),
+    tokens: str | Path | None = None,
+    recipes: Sequence[str] = COMPARED,
+    peers: Sequence[str] = tuple(PEERS),
+    calibration: Sequence[str | Path] = (),
+    statistics: str | Path | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    device: str = "cpu",
+    progress: Progress = silent,
+) -> ComparisonReport:
+    """Recipes and peers through the same evaluation.
+
+    Args:
+        model: Directory of a Hugging Face checkpoint of a causal language model.
+        bits: Rates of the recipes, bits per parameter.
+        text: Text files to evaluate on, apart from the calibration text; or
+        tokens: an .npy file of token ids. Exactly one of the two.
+        recipes: Names of recipes.
+        peers: Names of peers; a peer that is not installed is listed as absent.
+        calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
+
+    Returns:
+        Rows of recipes, then of peers, each followed by the default recipe at the peer's size.
+
+    Raises:
+        CalibrationError: The evaluation text was calibrated on.
+        TrueaxisError: Bad input, by name.
+
+    Example:
+        >>> trueaxis.compare("llama", bits=[3, 4], text=["test.txt"], calibration=["text.txt"])   # doctest: +SKIP
+    """
+    if unknown := sorted(set(peers) - PEERS.keys()):
+        raise TrueaxisError(f"{unknown[0]}: no such peer; those known are {', '.join(PEERS)}")
+    checkpoint, chosen = Checkpoint.open(model), [find_recipe(name) for name in recipes]
+    if bool(text) == (tokens is not None):
+        raise TrueaxisError("give what to evaluate on: either text files (--text) or token ids (--tokens), not both")
+    ids = read_evaluation(checkpoint.path, text or [tokens or ""])
+    rates, workers = sorted(set(bits)), threads or default_threads()
+    with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
+        work = Path(folder)
+        file = Path(statistics) if statistics is not None else work / "statistics.safetensors"
+        if not file.exists():
+            weights = trace(checkpoint)
+            obtain_statistics(checkpoint, weights, calibration, None, seed, device, progress).save(file)
+
+        def prepared_by(name: str) -> Prepared:
+            expected = int(sum(rates) / len(rates) * checkpoint.parameters / 8)
+            return prepare(
+                checkpoint, find_recipe(name), expected, (), file,
+                seed=seed, threads=workers, device=device, progress=progress,
+            )  # fmt: skip
+
+        trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)
+        reference = prepared_by(REFERENCE_RECIPE)
+        require_unseen(ids, reference.statistics)
+        for name, recipe in zip(recipes, chosen, strict=True):
+            prepared = reference if recipe == reference.recipe else prepared_by(name)
+            trial.recipe(name, prepared, [(f"{rate:g} bits", int(rate * checkpoint.parameters / 8)) for rate in rates])
+        for name in peers:
+            trial.peer(PEERS[name], reference)
+        original = trial.compare(checkpoint.path)
+    return ComparisonReport(
+        str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
+    )
+
+
+class _Trial:
+    """Rows as they are found."""
+
+    def __init__(self, checkpoint: Checkpoint, compare: Callable[[str | Path], Evaluation], work: Path) -> None:
+        self.checkpoint, self.compare, self._work = checkpoint, compare, work
+        self.rows: list[ComparisonRow] = []
+        self.absent: dict[str, str] = {}
+
+    def recipe(self, name: str, prepared: Prepared, targets: Sequence[tuple[str, int]]) -> None:
+        """A row for every (setting, target in bytes)."""
+        for setting, target in targets:
+            out, begun = self._work / "out", time.perf_counter()
+            try:
+                report = prepared.save(prepared.fit(target), out, overwrite=True, begun=begun, target=target)
+            except TargetError as error:
+                self.absent[f"{name} {setting}"] = str(error)
+                continue
+            made = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ())
+            self._add(name, setting, made, out)
+
+    def peer(self, peer: Peer, reference: Prepared) -> None:
+        """A row for every setting of the peer, each followed by the default recipe's at that size."""
+        for setting, made, dense in self._made(peer):
+            self._add(peer.name, setting, made, dense)
+            self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
+
+    def _made(self, peer: Peer) -> Iterator[tuple[str, Made, Path]]:
+        for setting in peer.settings:
+            with tempfile.TemporaryDirectory(dir=self._work) as folder:
+                try:
+                    made = run_peer(peer, setting, self.checkpoint, Path(folder))
+                except PeerError as error:
+                    self.absent[f"{peer.name} {setting}"] = str(error)
+                    if error.whole:
+                        self.absent[peer.name] = self.absent.pop(f"{peer.name} {setting}")
+                        return
+                    continue
+                yield setting, made, Path(folder) / "dense"
+
+    def _add(self, name: str, setting: str, made: Made, directory: Path) -> None:
+        found = self.compare(directory)
+        assert found.kl_nats is not None and found.top1_agreement is not None  # compared with the original
+        self.rows.append(ComparisonRow(
+            name, setting, made.file_bytes, made.file_bytes * 8 / self.checkpoint.parameters, found.kl_nats,
+            found.kl_interval, found.perplexity, found.top1_agreement, made.seconds, made.peak_memory_bytes,
+            made.fallbacks,
+        ))  # fmt: skip
