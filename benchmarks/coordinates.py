@@ -1,6 +1,7 @@
 """What coordinates are worth: bits saved at equal D against `identity`, tensor by tensor.
 
-    python benchmarks/coordinates.py [MODEL …] [--bits 1 1.5 2 3 4] [--recipes rotation pca gauge] [--planted]
+    python benchmarks/coordinates.py [MODEL …] [--bits 1 1.5 2 3 4] [--recipes rotation pca gauge …] [--planted]
+                                     [--layers FILE.safetensors …]
 
     a recipe at every rate ─▶ (bits, D) of every tensor ─▶ its bits at the D that `identity` reached, by
     interpolation in log D ─▶ saved = bits of identity − those
@@ -8,9 +9,9 @@
 D is the same number in every gauge, measured on the decoded file. Bits are file bytes with tables, scales and the
 share of shared streams. A model is a directory with calibration_tokens.npy; the planted checkpoint is a random Llama
 whose residual stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays
-for the rotation, `recovered` the share of it that a recipe finds again. KL at equal bytes:
-
-    python benchmarks/baselines.py --recipes identity rotation pca gauge --out benchmarks/coordinates_kl.md
+for the rotation, `recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
+`white` none in its statistics either: there a recipe should keep the own axes. The layers of a set are one block and
+share the axes of its stream, as a network would have to. KL at equal bytes: benchmarks/divergences.py.
 """
 
 from __future__ import annotations
@@ -20,15 +21,27 @@ import platform
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from limit import code, layers
 
 import trueaxis
+from trueaxis.align.basis import AXES, Term
+from trueaxis.metric.metric import distance
+from trueaxis.metric.statistics import load_statistics
+from trueaxis.quantize.budget import first_c
+from trueaxis.quantize.plan import Planner, factorize
+from trueaxis.recipe import recipe as find_recipe
+from trueaxis.runtime.decode import Decoder
+from trueaxis.types import Array, Metric, Weight
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 BITS = [1.0, 1.5, 2.0, 3.0, 4.0]
-RECIPES = ["rotation", "pca", "gauge"]
+RECIPES = ["rotation", "pca", "gauge", "learned", "lowrank"]
+WRITERS = ("attention_output", "ffn_down")
+LAYER_AXES = {"rotation": "hadamard", "pca": "pca-metric", "gauge": "joint"}
 Curves = dict[str, list[tuple[float, float]]]  # tensor ─▶ (log₂ D, bits) by rate
 
 
@@ -79,7 +92,7 @@ def tabulate(label: str, saved: Mapping[str, Mapping[float, Mapping[str, float]]
 def measure(model: Path, recipes: Sequence[str], rates: Sequence[float], folder: Path) -> dict:
     """Bits saved: recipe ─▶ rate ─▶ tensor ─▶ bits. Curves go beyond the rates on both sides."""
     statistics = folder / f"{model.name}.safetensors"
-    wide = sorted({*rates, max(0.6, min(rates) - 0.3), max(rates) + 0.5})
+    wide = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5})
     own = curves(model, statistics, "identity", wide, folder)
     saved = {}
     for recipe in recipes:
@@ -117,9 +130,55 @@ def plant(folder: Path, spread_octaves: float, turned: bool) -> Path:
     return place
 
 
+def layer_set(file: Path, rates: Sequence[float]) -> None:
+    """The layers of one block in axes of the stream that all share, coded alone with 8 states: records and tables."""
+    wide, chosen = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5}), find_recipe("fast")
+    members = [(name, weight, replace(metric, sensitivity=weight.size / distance(weight, metric)))
+               for name, weight, metric in layers(file)]  # fmt: skip
+    planner = Planner(chosen.quantize)
+    plans = [planner.plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
+             for name, weight, metric in members]  # fmt: skip
+    water = first_c(plans, 2.0 * sum(weight.size for _, weight, _ in members)) ** 2
+    terms = [stream_term(name, weight.astype(np.float64), metric) for name, weight, metric in members]
+    found: dict[str, Curves] = {}
+    for recipe, axes in {"identity": "identity", **LAYER_AXES}.items():
+        turn = AXES[axes](terms, water, 0)
+        for name, weight, metric in members:
+            moment = metric.second_moment
+            assert moment is not None
+            turned = (turn @ weight, moment) if name in WRITERS else (weight @ turn.T, turn @ moment @ turn.T)
+            for bits in wide:
+                paid, lost, _ = code(turned[0].astype(np.float32), Metric(turned[1]), chosen, bits)
+                found.setdefault(recipe, {}).setdefault(name, []).append((float(np.log2(lost)), paid))
+        print(f"  {recipe}", flush=True)
+    own = found.pop("identity")
+    tabulate(file.stem, {recipe: {rate: saved_bits(own, other, wide.index(rate)) for rate in rates}
+                         for recipe, other in found.items()}, False)  # fmt: skip
+
+
+def stream_term(name: str, weight: Array, metric: Metric) -> Term:
+    """A layer as the stream sees it."""
+    assert metric.second_moment is not None
+    if name not in WRITERS:
+        return Term(weight.T @ weight / len(weight), len(weight), metric.second_moment, metric.sensitivity)
+    energies = np.square(np.diag(factorize(metric.second_moment, 1e-3).lower))
+    level = metric.sensitivity * float(np.exp(np.log(energies).mean()))
+    return Term(weight @ weight.T / weight.shape[1], weight.shape[1], None, level)
+
+
+def whitened(statistics: Path) -> None:
+    """Every metric becomes that of white noise, as many tokens of it as there were."""
+    found, rng = load_statistics(statistics), np.random.default_rng(2)
+    sums = {}
+    for space, tokens in found.tokens.items():
+        noise = rng.standard_normal((tokens, found.sums[space].shape[0]))
+        sums[space] = noise.T @ noise
+    replace(found, sums=sums).save(statistics)
+
+
 def controls(recipes: Sequence[str], rates: Sequence[float], folder: Path) -> None:
     """Planted: which share of the planted bits comes back; i.i.d.: what is chosen and paid."""
-    wide = sorted({*rates, max(0.6, min(rates) - 0.3), max(rates) + 1.5})
+    wide = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 1.5})
     print("\n### planted rotation\n\n| recipe | bits | planted | recovered (median) |\n|---|---|---|---|")
     rows = []
     turned, straight = plant(folder, 1.0, True), plant(folder, 1.0, False)
@@ -132,13 +191,16 @@ def controls(recipes: Sequence[str], rates: Sequence[float], folder: Path) -> No
             shares = [back[name] / planted[name] for name in planted if name in back and planted[name] > 0.05]
             rows.append(f"| {recipe} | {rate} | {np.median(list(planted.values())):.3f} | {np.median(shares):.1%} |")
     print("\n".join(rows))
-    white = plant(folder, 0.0, False)
-    saved = {}
-    own = curves(white, folder / "white.safetensors", "identity", wide, folder)
-    for recipe in recipes:
-        other = curves(white, folder / "white.safetensors", recipe, wide, folder)
-        saved[recipe] = {rate: saved_bits(own, other, wide.index(rate)) for rate in rates}
-    tabulate("i.i.d. weights", saved, False)
+    plain, statistics = plant(folder, 0.0, False), folder / "plain.safetensors"
+    for label in ("i.i.d. weights", "white"):
+        saved = {}
+        own = curves(plain, statistics, "identity", wide, folder)
+        for recipe in recipes:
+            other = curves(plain, statistics, recipe, wide, folder)
+            saved[recipe] = {rate: saved_bits(own, other, wide.index(rate)) for rate in rates}
+            print(f"  {recipe}: {', '.join(Decoder(folder / 'out').container.header['gauge'])}")
+        tabulate(label, saved, False)
+        whitened(statistics)
 
 
 def main() -> None:
@@ -148,11 +210,17 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=BITS)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--planted", action="store_true", help="planted and i.i.d. checkpoints as well")
+    parser.add_argument("--layers", type=Path, nargs="+", default=[], help="layer sets; models only if named as well")
     parser.add_argument("--every", action="store_true", help="a line for every tensor")
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     with tempfile.TemporaryDirectory() as folder:
-        for model in options.models or sorted(path for path in MODELS.iterdir() if path.is_dir()):
+        for file in options.layers:
+            layer_set(file, options.bits)
+        models = options.models
+        if not (models or options.layers or options.planted):
+            models = sorted(path for path in MODELS.iterdir() if path.is_dir())
+        for model in models:
             saved = measure(model, options.recipes, options.bits, Path(folder))
             tabulate(model.name, saved, options.every)
         if options.planted:

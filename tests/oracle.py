@@ -24,7 +24,7 @@ from twins import SideTwin, Twin, next_state
 Array = np.ndarray
 CLASSES = 48
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-MODEL, TABLES, STREAM, TRANSFORM, RESIDUAL, PLANES, ALIAS, SLICE = 1, 2, 3, 16, 18, 19, 20, 21
+MODEL, TABLES, STREAM, TRANSFORM, FUNCTION, RESIDUAL, PLANES, ALIAS, SLICE = 1, 2, 3, 16, 17, 18, 19, 20, 21
 
 
 class Bytes:
@@ -241,6 +241,16 @@ def reflected(values: Array) -> Array:
     return found
 
 
+def product(left: Array, right: Array | None = None) -> Array:
+    """A B, or A where there is no B."""
+    if right is None:
+        return left
+    total = np.zeros((left.shape[0], right.shape[1]))
+    for k in range(right.shape[0]):
+        total = total + np.outer(left[:, k].astype(np.float64), right[k].astype(np.float64))
+    return total.astype(np.float32)
+
+
 def transformed(values: Array, payloads: list[bytes]) -> Array:
     """Coded values in the place of the tensor."""
     for payload in reversed(payloads):
@@ -305,19 +315,26 @@ class Oracle:
         }
         self.matrices = {name: self._matrices(name) for name in self.shapes}
 
-    def _matrices(self, name: str) -> list[tuple[list[bytes], Coded]]:
-        """(transforms, residual) of every slice."""
+    def _matrices(self, name: str) -> list[tuple[list[bytes], Coded, str]]:
+        """(transforms, residual, whether it is the left or right factor of a product) of every slice."""
         rows, columns = self.shapes[name][0][-2:] if len(self.shapes[name][0]) > 1 else (0, 0)
         rows = columns if self.records[name][0][0] == ALIAS else rows
-        found: list[tuple[list[bytes], Coded]] = []
+        found: list[tuple[list[bytes], Coded, str]] = []
         turns: list[bytes] = []
+        rank = 0
         for kind, payload in self.records[name]:
             if kind == TRANSFORM:
                 turns.append(payload)
             elif kind == RESIDUAL:
-                sides = (columns, rows) if turns[:1] == [b"\0"] else (rows, columns)
-                found.append((turns, read_residual(payload, *sides)))
-                turns = []
+                m, n = (columns, rows) if turns[:1] == [b"\0"] else (rows, columns)
+                if rank and (not found or found[-1][2] != "left"):
+                    found.append((turns, read_residual(payload, m, rank), "left"))
+                    continue
+                found.append((turns, read_residual(payload, rank or m, n), "right" if rank else ""))
+                turns, rank = [], 0
+            elif kind == FUNCTION:
+                assert payload[0] == 0
+                rank = Bytes(payload[1:]).varint()
         return found
 
     def _indices(self) -> dict[tuple[str, int], Array]:
@@ -325,7 +342,7 @@ class Oracle:
         assert self.tables is not None
         found, members = {}, [[] for _ in self.streams]
         for name, parts in self.matrices.items():
-            for number, (_, coded) in enumerate(parts):
+            for number, (_, coded, _) in enumerate(parts):
                 if coded.shared is None:
                     found[name, number] = own_indices(coded, self.tables)
                 else:
@@ -337,9 +354,12 @@ class Oracle:
 
     def _values(self, name: str, indices: dict[tuple[str, int], Array]) -> list[Array]:
         """float32 values of every slice."""
+        parts = self.matrices[name]
+        values = [values_of(coded, indices[name, number], self.tables) for number, (_, coded, _) in enumerate(parts)]
         return [
-            transformed(values_of(coded, indices[name, number], self.tables), turns)
-            for number, (turns, coded) in enumerate(self.matrices[name])
+            transformed(product(*values[number : number + 1 + (side == "left")]), turns)
+            for number, (turns, _, side) in enumerate(parts)
+            if side != "right"
         ]
 
     def tensors(self) -> dict[str, bytes]:

@@ -23,6 +23,7 @@ from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
 from trueaxis.recipe import Coder
 from trueaxis.record import VERSION, Record, RecordType
+from trueaxis.runtime.factors import factor_records
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
 from trueaxis.types import Array, Quantized, Transform, Weight
@@ -116,10 +117,10 @@ def assemble(
     )
     records: dict[str, list[Record]] = {}
     for (weight, _), payload in zip(matrices, payloads, strict=True):
-        steps, source = (transforms or {}).get(weight.name, ()), sources.get(weight.name)
-        records.setdefault(weight.tensor, []).extend(
-            matrix_records(payload, weight.slice, weight.transposed, steps, source)
-        )
+        whole = weight.name.removesuffix(f"#{weight.factor}") if weight.factor else weight.name
+        steps, source = (transforms or {}).get(whole, ()), sources.get(weight.name)
+        found = matrix_records(payload, weight.slice, weight.transposed, steps, source)
+        records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
     originals = {name: checkpoint.entries[sources.get(name, name)] for name in records}
     entries = [
         Entry(name, originals[name].shape, originals[name].dtype, tuple(found)) for name, found in records.items()

@@ -128,10 +128,23 @@ def _inspect(options: argparse.Namespace) -> Result:
         )
         shape = "×".join(map(str, tensor["shape"]))
         lines.append(f"{tensor['name']:50} {shape:>16} {tensor['storage']:>10} {figures}")
+    lines += _axes(found["report"] or {})
     if options.coders:
         found["coders"] = compare_coders(options.out)
         lines += _coders(found["coders"])
     return found, "\n".join(lines)
+
+
+def _axes(report: dict[str, Any]) -> list[str]:
+    """The axes of every space, and how learned ones came about."""
+    spaces, learning = report.get("spaces") or [], report.get("learning")
+    lines = ["axes, and the bits per weight that they are estimated to save:"] if spaces else []
+    lines += [f"  {space['name']:70} {space['axes']:30} {space['estimated_saved_bits']:8.4f}" for space in spaces]
+    if learning:
+        before, after = learning["held_out"]["start"], learning["held_out"]["learned"]
+        told = f"bits + λ·D per weight on statistics held out: {before:.4f} before, {after:.4f} after"
+        lines.append(f"learned ({learning['proxy']}, {learning['distortion']}): {told}; {learning['kept']} kept")
+    return lines
 
 
 def _coders(found: dict[str, Any]) -> list[str]:

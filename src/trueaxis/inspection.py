@@ -81,6 +81,8 @@ def _report(path: Path, names: set[str]) -> dict[str, Any] | None:
     try:
         found = json.loads((path / REPORT).read_text(encoding="utf-8"))
         complete = {row["name"] for row in found["tensors"] if all(isinstance(row[key], float) for key in figures)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        saved = [space["estimated_saved_bits"] for space in found.get("spaces", ())]
+        saved += (found.get("learning") or {"held_out": {}})["held_out"].values()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return found if complete == names else None
+    return found if complete == names and all(isinstance(bits, float) for bits in saved) else None

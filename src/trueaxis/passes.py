@@ -26,12 +26,21 @@ Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One matrix on its way through the stages; `metric` is in the original coordinates."""
+    """One matrix, or a factor of one, on its way through the stages.
+
+    Attributes:
+        weight: The matrix.
+        metric: Of the matrix, in the original coordinates.
+        aligned: The matrix in its coordinates.
+        plan: Of what is coded.
+        coded: What is coded: the matrix or a factor.
+    """
 
     weight: Weight
     metric: Metric
     aligned: Aligned
     plan: Plan
+    coded: Weight
 
 
 class Passes:
@@ -58,7 +67,7 @@ class Passes:
         tables, pool = self._tables, POOLINGS[type(self._stage)]
         outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), self._jobs, self._threads)
         matrices = [
-            (job.weight, pool(self._stage, job.weight, outcome.quantized))
+            (job.coded, pool(self._stage, job.coded, outcome.quantized))
             for job, outcome in zip(self._jobs, outcomes, strict=True)
         ]
         fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)

@@ -13,19 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trueaxis.accounting import tensor_reports
-from trueaxis.align.gauge import ALIGNERS
+from trueaxis.align.gauge import gauge, identity
+from trueaxis.align.learned import learned
 from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
 from trueaxis.entropy.model import Tables
-from trueaxis.function.none import FUNCTIONS
+from trueaxis.function.lowrank import FUNCTIONS
 from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import obtain_statistics
@@ -37,13 +38,14 @@ from trueaxis.passes import Job, Passes
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
 from trueaxis.quantize.plan import Planner, reference_for
-from trueaxis.recipe import EFFORTS, Recipe
+from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
 from trueaxis.staging import staged_directory
 from trueaxis.types import CompressionReport, Evaluation, Quantized, Weight
 
 REPORT = "trueaxis.json"
+ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,7 @@ class Prepared:
         recipe: What it was prepared by.
         statistics: Of the calibration text.
         weights: Every tensor, exact ones too.
+        alignment: Of the whole network, for the report.
         jobs: Matrices with their plans.
         exact: Tensors kept as they are.
         header: Facts for the header of the file.
@@ -67,6 +70,7 @@ class Prepared:
     recipe: Recipe
     statistics: Statistics
     weights: Sequence[Weight]
+    alignment: Alignment
     jobs: Sequence[Job]
     exact: Sequence[Entry]
     header: Mapping[str, Any]
@@ -97,7 +101,7 @@ class Prepared:
         fixed = sum(entry.stored_bytes for entry in self.exact)
         plans = [job.plan for job in self.jobs]
         start = first_c(plans, 8.0 * max(target - fixed, 1))
-        size = sum(job.weight.size for job in self.jobs)
+        size = sum(job.coded.size for job in self.jobs)
         return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
 
     def save(
@@ -123,7 +127,8 @@ class Prepared:
             write_files(files, self.checkpoint, staging)
             decoder = Decoder(staging, self.threads)
             check_bytes(decoder)
-            matrices = [(job.weight, job.aligned, job.metric) for job in self.jobs]
+            # two factors are one matrix here
+            matrices = list(dict.fromkeys((job.weight, job.aligned, job.metric) for job in self.jobs))
             # decodes every tensor
             rows = tensor_reports(decoder, self.checkpoint, matrices, files.tensor_bytes, self.threads)
             report = CompressionReport(
@@ -140,6 +145,8 @@ class Prepared:
                 tensors=rows,
                 notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
                 evaluation=evaluation,
+                spaces=self.alignment.spaces,
+                learning=self.alignment.learning,
             )
             (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
         return report
@@ -173,7 +180,7 @@ def prepare(
         if weight.role == "exact":
             check_finite(weight.name, checkpoint.tensor(weight.name))
     measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads)
+    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _jobs(network, alignment, recipe, threads, progress)
@@ -184,12 +191,13 @@ def prepare(
         "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
     }
     sources = {product.name: product.source for product in alignment.products}
-    return Prepared(checkpoint, recipe, measured, weights, jobs, exact, header, threads, progress, sources)
+    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources)
 
 
 def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
     """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
     planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
+    split = FUNCTIONS[type(recipe.function)](recipe.function, network)
     weights = [weight for weight in network.weights if weight.role != "exact"]
     spaces = [list(group) for _, group in itertools.groupby(weights, lambda weight: weight.space or weight.name)]
 
@@ -200,8 +208,9 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
             check_finite(weight.name, matrix)
             metric = network.metric(weight)
             aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
-            split = FUNCTIONS[type(recipe.function)](recipe.function, aligned)
-            jobs.append(Job(weight, metric, aligned, planner.plan(weight, split.residual, aligned.metric)))
+            for coded in split(weight, aligned):
+                plan = planner.plan(coded.weight, coded.values, coded.metric)
+                jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))
         return jobs
@@ -209,7 +218,7 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
     jobs = [job for group in ordered_map(prepared, spaces, threads) for job in group]
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
-    return [Job(job.weight, job.metric, job.aligned, plan) for job, plan in zip(jobs, plans, strict=True)]
+    return [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
 
 
 def _unused(file_bytes: int, target: int | None) -> list[str]:
@@ -225,7 +234,7 @@ def _product_job(product: Product, network: Network, planner: Planner) -> Job:
     """The matrix that another tensor is multiplied by, as a head: no recipe quantizes it more coarsely."""
     dtype, aligned = network.checkpoint.entries[product.source].dtype, product.aligned()
     weight = Weight(product.name, aligned.weight.shape, dtype, "head")
-    return Job(weight, product.metric, aligned, planner.plan(weight, aligned.weight, aligned.metric))
+    return Job(weight, product.metric, aligned, planner.plan(weight, aligned.weight, aligned.metric), weight)
 
 
 def _peak_memory_bytes() -> int:

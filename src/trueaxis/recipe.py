@@ -50,8 +50,29 @@ class Gauge:
 
 
 @dataclass(frozen=True)
+class Learned(Gauge):
+    """Align: gauges as in `Gauge`, then turned by gradient descent on rate + λ·distortion; see align/learned.py.
+
+    Attributes:
+        residual, heads, planes, channels: Of the axes at the start.
+        proxy: Differentiable rate: "noise" (code length under uniform noise) or "sparsity" (Σ log₂(1 + |w|/Δ)).
+        distortion: "metric" (D of the statistics) or "kl" (KL on calibration text, rounding straight through).
+        steps: Of the optimizer.
+    """
+
+    proxy: str = "noise"
+    distortion: str = "metric"
+    steps: int = 60
+
+
+@dataclass(frozen=True)
 class NoFunction:
     """Function: f = 0, the residual is the weight."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Function: every linear layer is the product of two factors, by SVD in its metric; see function/lowrank.py."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +196,8 @@ class RansPooled:
 
 
 STAGES: dict[str, dict[str, type]] = {
-    "align": {"identity": Identity, "gauge": Gauge},
-    "function": {"none": NoFunction},
+    "align": {"identity": Identity, "gauge": Gauge, "learned": Learned},
+    "function": {"none": NoFunction, "lowrank": LowRank},
     "quantize": {
         "feedback": Feedback,
         "rtn": RoundToNearest,
@@ -203,7 +224,7 @@ class Recipe:
     """
 
     align: Identity | Gauge = field(default_factory=Gauge)
-    function: NoFunction = field(default_factory=NoFunction)
+    function: NoFunction | LowRank = field(default_factory=NoFunction)
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
 
@@ -251,6 +272,8 @@ NAMED: dict[str, Recipe] = {
     "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off", "off")),
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off", "off")),
     "gauge": Recipe(),
+    "learned": Recipe(align=Learned()),
+    "lowrank": Recipe(align=Identity(), function=LowRank()),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
     "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
     "best": Recipe(quantize=Feedback(effort="best")),
@@ -321,8 +344,14 @@ def _parse_stage(stage: str, value: Any) -> Any:
     return stage_value
 
 
-CHOICES = {"effort": tuple(EFFORTS), "residual": AXES, "heads": AXES, "planes": AXES, "order": AXES, "channels": AXES}
+CHOICES = {
+    "effort": tuple(EFFORTS),
+    **dict.fromkeys(("residual", "heads", "planes", "order", "channels"), AXES),
+    "proxy": ("noise", "sparsity"),
+    "distortion": ("metric", "kl"),
+}
 RANGES = {
+    "steps": (0, 1 << 20),
     "damping": (0.0, 1.0),
     "rate_weight": (0.0, 10.0),
     "row_exponent": (0.0, 1.0),

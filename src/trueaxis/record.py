@@ -41,7 +41,14 @@ class RecordType(IntEnum):
 
 MODEL_TYPES = frozenset({RecordType.TABLES, RecordType.STREAM})
 TENSOR_TYPES = frozenset(
-    {RecordType.TRANSFORM, RecordType.RESIDUAL, RecordType.PLANES, RecordType.ALIAS, RecordType.SLICE}
+    {
+        RecordType.TRANSFORM,
+        RecordType.FUNCTION,
+        RecordType.RESIDUAL,
+        RecordType.PLANES,
+        RecordType.ALIAS,
+        RecordType.SLICE,
+    }
 )
 
 

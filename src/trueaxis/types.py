@@ -90,6 +90,7 @@ class Weight:
         bias: Name of the bias that is added to its output, or None.
         pool: For an expert, the space of all experts of its layer; see metric.py.
         group: Weights of one group have one sensitivity, stored under this name; None for one of its own.
+        factor: "left" or "right" for a factor of the matrix, `name` then ends in #left or #right; "" for the matrix.
     """
 
     name: str
@@ -107,6 +108,7 @@ class Weight:
     bias: str | None = None
     pool: str | None = None
     group: str | None = None
+    factor: Literal["", "left", "right"] = ""
 
     @property
     def tensor(self) -> str:
@@ -171,17 +173,48 @@ class Aligned:
     transforms: tuple[Transform, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Split:
-    """W = f + r in aligned coordinates.
+@dataclass(frozen=True)
+class Space:
+    """A space of the network, the axes it got, and what they are estimated to save per weight that touches it."""
+
+    name: str
+    axes: str
+    estimated_saved_bits: float
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How axes were learned.
 
     Attributes:
-        residual: r [m, n] float32, what is quantized.
-        functions: Payloads of the `function` records whose sum is f; empty for f = 0.
+        proxy, distortion: What was minimized, as in the recipe.
+        curve: Of one step each: number, estimated bits per weight by both proxies ("noise", "sparsity"), and the
+            distortion in bits per weight, λ·D.
+        held_out: Bits per weight + λ·D of the quantizer itself on statistics that were not learned from, for the axes
+            at the start and for those that were learned.
+        kept: "learned" or "start".
     """
 
-    residual: Array
-    functions: tuple[bytes, ...] = ()
+    proxy: str
+    distortion: str
+    curve: tuple[dict[str, float], ...]
+    held_out: dict[str, float]
+    kept: str
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """What is quantized of a matrix: the whole of it, or a factor.
+
+    Attributes:
+        weight: The matrix, or the factor with a name and shape of its own.
+        values: float32, of that shape.
+        metric: What errors of it cost, in units of the matrix's own D.
+    """
+
+    weight: Weight
+    values: Array
+    metric: Metric
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,7 +286,8 @@ class CompressionReport:
     """Result of one compression; `file_bytes` is real: every *.safetensors file and their index,
     plus the growth of config.json. `header_bytes` of it belong to no tensor. `calibration` says what was calibrated
     on: "source" ("text" or "sampled" from the model) and "tokens". `notes` are sentences on what calibration could not
-    see: modules without a metric, experts without tokens. `evaluation` is there where a divergence was the target."""
+    see: modules without a metric, experts without tokens. `evaluation` is there where a divergence was the target.
+    `spaces` says which axes each space of the network got, `learning` how those of the recipe `learned` came about."""
 
     file_bytes: int
     header_bytes: int
@@ -268,6 +302,8 @@ class CompressionReport:
     tensors: tuple[TensorReport, ...] = field(default_factory=tuple)
     notes: tuple[str, ...] = ()
     evaluation: Evaluation | None = None
+    spaces: tuple[Space, ...] = ()
+    learning: Learning | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from trueaxis.align.basis import AXES, Term, best, estimated_bits, identity, joint, pca_metric, random_orthogonal
+from trueaxis.align.basis import (
+    AXES,
+    Term,
+    best,
+    chance_bits,
+    estimated_bits,
+    identity,
+    joint,
+    pca_metric,
+    random_orthogonal,
+)
 
 
 def term(rows: np.ndarray, moment: np.ndarray | None = None, level: float = 1.0) -> Term:
@@ -56,3 +66,14 @@ def test_ties_go_to_the_first_name() -> None:
     name, axes, saved = best(("identity", "hadamard"), [Term(np.eye(4), 10, None, 1.0)], 0.1, 0)
     assert (name, saved) == ("identity", 0.0)
     np.testing.assert_array_equal(axes, np.eye(4))
+
+
+@pytest.mark.parametrize("size", [2, 16, 48])
+def test_chance_is_what_principal_axes_save_on_white_weights(size: int) -> None:
+    rng = np.random.default_rng(size)
+    found = []
+    for _ in range(8000 // size):
+        covariance = term(rng.normal(size=(20 * size, size))).covariance
+        values = np.linalg.eigvalsh(covariance)
+        found.append(0.5 * float(np.log2(np.diag(covariance)).mean() - np.log2(values).mean()))
+    assert chance_bits([Term(np.eye(size), 20 * size, None, 1.0)]) == pytest.approx(np.mean(found), rel=0.1)

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.stats import special_ortho_group
 
 import trueaxis
 from families import CASES, build, output_of, save_tokens
 from trueaxis.align import gauge as gauging
 from trueaxis.align.gauge import LARGEST_KL_NATS
 from trueaxis.align.network import Network
+from trueaxis.align.part import join
 from trueaxis.align.symmetry import SYMMETRIES
 from trueaxis.metric.calibrate import calibrate
 from trueaxis.metric.metric import distance
@@ -86,10 +88,16 @@ def test_symmetries_are_exact(name: str, tmp_path: Path) -> None:
         assert bool(part.changes) == (not reason), part.choice
         assert reason in part.choice
         if part.changes:
-            assert gauging._moved_nats(network, [part]) < LARGEST_KL_NATS / 1000
+            assert gauging.moved_nats(network, part.changes, part.products) < LARGEST_KL_NATS / 1000
     used = [part for part in parts.values() if part.changes]
+    for turn in (turn for part in used for turn in part.turns):
+        turned = dict(gauging.joined(used))
+        rotations = special_ortho_group(turn.side, seed=0).rvs(turn.count).reshape(turn.count, turn.side, turn.side)
+        for tensor, change in turn.changes(rotations).items():
+            join(turned, tensor, change)
+        assert gauging.moved_nats(network, turned, gauging.products(used)) < LARGEST_KL_NATS / 1000, turn.name
     if used:
-        assert gauging._moved_nats(network, used) < LARGEST_KL_NATS / 1000
+        assert gauging.moved_nats(network, gauging.joined(used), gauging.products(used)) < LARGEST_KL_NATS / 1000
 
 
 @pytest.mark.parametrize("name", TABLE)

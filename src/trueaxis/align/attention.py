@@ -10,18 +10,19 @@ Fused projections are parts of one matrix's rows; biases turn with their rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import Term
+from trueaxis.align.basis import Term, chance_bits
 from trueaxis.align.maps import Map, Permute, Planes, Rotate, Step
 from trueaxis.align.network import Change, Network
-from trueaxis.align.part import Part, chosen_axes, join, within
+from trueaxis.align.part import SIGNIFICANT, Part, Site, Turn, chosen_axes, join, within
 from trueaxis.model.architecture import skeleton
 from trueaxis.parallel import ordered_map
-from trueaxis.types import Array, Weight
+from trueaxis.types import Array, Space, Weight
 
 ANGLES = 64
 
@@ -47,23 +48,37 @@ class Attention(NamedTuple):
 def heads(network: Network, axes: str) -> Part:
     """One orthogonal A per key-value head: its value rows A·V, and O·Aᵀ in every query head that reads it."""
     changes: dict[str, Change] = {}
-    names, saved = [], []
+    spaces, turns = [], []
     known = [found for block in network.blocks if (found := attention(network, block)) is not None]
 
     def chosen_heads(found: Attention) -> list[tuple[str, Array, float]]:
         return [chosen_axes(axes, terms, network) for terms in _value_terms(network, found)]
 
     for found, heads_of_block in zip(known, ordered_map(chosen_heads, known, network.threads), strict=True):
-        names += [name for name, _, _ in heads_of_block]
-        saved += [gain for _, _, gain in heads_of_block]
-        chosen = f"heads:{max(set(names), key=names.count)}"
-        blocks = np.stack([rotation for _, rotation, _ in heads_of_block])
-        _turn(changes, chosen, found.value, Rotate(blocks))
+        names, rotations, gains = zip(*heads_of_block, strict=True)
+        chosen, blocks = " and ".join(sorted(set(names))), np.stack(rotations)
+        spaces.append(Space(f"{found.output.name}: value heads", chosen, float(np.mean(gains))))
+        if set(names) == {"identity"}:
+            continue
+        _turn(changes, f"heads:{chosen}", found.value, Rotate(blocks))
         read = Rotate(np.repeat(blocks, found.groups, axis=0))
-        join(changes, found.output.name, Change(chosen, (read,)))
-    if not changes:
+        join(changes, found.output.name, Change(f"heads:{chosen}", (read,)))
+        turns.append(_turn_of_heads(found))
+    if not spaces:
         return Part("heads", "no attention whose heads are known")
-    return Part("heads", f"{max(set(names), key=names.count)}, saves {np.mean(saved):.4f} bits", changes)
+    saved = f"saves {np.mean([space.estimated_saved_bits for space in spaces]):.4f} bits"
+    told = ", ".join((*dict.fromkeys(space.axes for space in spaces), saved))
+    return Part("heads", told, changes, tuple(turns), tuple(spaces))
+
+
+def _turn_of_heads(found: Attention) -> Turn:
+    side = found.side
+    count = found.value.rows.size // side
+    written = np.arange(found.value.rows.size).reshape(-1, side)
+    read = np.arange(found.output.shape[1]).reshape(-1, side)
+    sites = _written_sites(found.value, written, np.arange(count))
+    sites.append(Site(found.output.name, "reads", read, np.repeat(np.arange(count), found.groups)))
+    return Turn("heads", count, side, tuple(sites))
 
 
 def _value_terms(network: Network, found: Attention) -> list[list[Term]]:
@@ -87,32 +102,53 @@ def planes(network: Network, axes: str) -> Part:
     if family is not None and family.norms.queries_keys:
         return Part("planes", "queries and keys are normalized coordinate by coordinate")
     changes: dict[str, Change] = {}
-    turned: dict[str, None] = {}
+    spaces, turns, known = [], [], False
     for block in network.blocks:
         found = attention(network, block)
         width = None if found is None else _rotary_width(network, found.side)
         if found is None or width is None:
             continue
-        if width:
-            _turn_planes(network, found, width, changes)
-            turned["one angle per rotary plane makes the energies of its two rows as unequal as it can"] = None
-        if width < found.side:
-            _turn_rest(network, axes, found, width, changes)
-            turned["a rotation of the coordinates without positions"] = None
-    return Part("planes", "; ".join(turned) or "no attention whose heads are known", changes)
+        known = True
+        for turned in (
+            _turn_planes(network, axes, found, width, changes),
+            _turn_rest(network, axes, found, width, changes),
+        ):
+            spaces += turned.spaces
+            turns += turned.turns
+    told = ", ".join(dict.fromkeys(space.axes for space in spaces)) if known else "no attention whose heads are known"
+    return Part("planes", told, changes, tuple(turns), tuple(spaces))
 
 
-def _turn_planes(network: Network, found: Attention, width: int, changes: dict[str, Change]) -> None:
-    angles, half = _plane_angles(network, found, width), width // 2
+def _turn_planes(network: Network, axes: str, found: Attention, width: int, changes: dict[str, Change]) -> Part:
+    """One angle per rotary plane, where that makes the energies of its two rows more unequal than chance would."""
+    if not width:
+        return Part("planes", "")
+    name, half, side = f"{found.output.name}: rotary planes", width // 2, found.side
+    angles, saved = _plane_angles(network, found, width)
+    alike = [Term(np.eye(2), found.key.weight.shape[1], None, 1.0)] * (1 + found.groups)  # a key row, query rows
+    if axes == "best" and saved < SIGNIFICANT * chance_bits(alike):
+        return Part("planes", "", spaces=(Space(name, "identity", 0.0),))
+    sites: list[Site] = []
     for rows, repeats in ((found.query, found.groups), (found.key, 1)):
-        count = rows.rows.size // found.side
-        first = (np.arange(count)[:, None] * found.side + np.arange(half)).ravel()
-        turn = Planes(first, first + half, np.repeat(angles, repeats, axis=0).ravel())
-        _turn(changes, "planes", rows, turn)
+        count = rows.rows.size // side
+        first = (np.arange(count)[:, None] * side + np.arange(half)).ravel()
+        _turn(changes, "planes", rows, Planes(first, first + half, np.repeat(angles, repeats, axis=0).ravel()))
+        owner = np.repeat(np.arange(angles.size).reshape(angles.shape), repeats, axis=0).ravel()
+        sites += _written_sites(rows, np.stack([first, first + half], axis=1), owner)
+    return Part(
+        "planes", "", turns=(Turn("planes", angles.size, 2, tuple(sites)),), spaces=(Space(name, "angles", saved),)
+    )
 
 
-def _plane_angles(network: Network, found: Attention, width: int) -> Array:
-    """[key-value heads, width / 2]: of a grid of angles, the one with the smallest Σ log energy over all rows."""
+def _written_sites(rows: Rows, coordinates: Array, owner: Array) -> list[Site]:
+    """Sites of blocks of the projection's own coordinates, in its matrix and in its bias."""
+    tensors = filter(None, (rows.weight.name, rows.weight.bias))
+    return [Site(name, "writes", rows.rows[coordinates], owner) for name in tensors]
+
+
+def _plane_angles(network: Network, found: Attention, width: int) -> tuple[Array, float]:
+    """[key-value heads, width / 2]: of a grid of angles, the one with the smallest Σ log energy over all rows; and the
+    bits it saves per weight of those rows at high rate."""
     angles = np.arange(ANGLES) * (np.pi / 2 / ANGLES)
     cosine, sine = np.cos(angles), np.sin(angles)
     total: Array | float = 0.0
@@ -123,25 +159,38 @@ def _plane_angles(network: Network, found: Attention, width: int) -> Array:
         first = cosine**2 * a + sine**2 * b + 2 * cosine * sine * c
         second = sine**2 * a + cosine**2 * b - 2 * cosine * sine * c
         total = total + np.log(np.maximum(first * second, 1e-300)).sum(axis=1)
-    return angles[np.argmin(total, axis=-1)]
+    total = np.asarray(total)
+    saved = float((total[..., 0] - total.min(axis=-1)).mean())
+    return angles[np.argmin(total, axis=-1)], saved / (4 * math.log(2) * (1 + found.groups))
 
 
-def _turn_rest(network: Network, axes: str, found: Attention, width: int, changes: dict[str, Change]) -> None:
+def _turn_rest(network: Network, axes: str, found: Attention, width: int, changes: dict[str, Change]) -> Part:
     """Coordinates `width` and up of every head: one rotation per key-value head."""
     side, groups = found.side, found.groups
+    if width == side:
+        return Part("planes", "")
     written = [(rows.weight, network.matrix(rows.weight)[rows.rows]) for rows in (found.key, found.query)]
-    blocks = []
-    for index in range(found.key.rows.size // side):
+    names, blocks, gains = [], [], []
+    count = found.key.rows.size // side
+    for index in range(count):
         parts = [index, *range(index * groups, (index + 1) * groups)]
         terms = [
             network.writer_term(weight, matrix[head * side + width : (head + 1) * side])
             for (weight, matrix), head in zip([written[0], *[written[1]] * groups], parts, strict=True)
         ]
-        blocks.append(chosen_axes(axes, terms, network)[1])
+        name, rotation, gain = chosen_axes(axes, terms, network)
+        names, blocks, gains = [*names, name], [*blocks, rotation], [*gains, gain]
+    chosen = " and ".join(sorted(set(names)))
+    spaces = (Space(f"{found.output.name}: coordinates without positions", chosen, float(np.mean(gains))),)
+    if set(names) == {"identity"}:
+        return Part("planes", "", spaces=spaces)
+    sites: list[Site] = []
     for rows, repeats in ((found.query, groups), (found.key, 1)):
-        part = np.arange(rows.rows.size).reshape(-1, side)[:, width:].ravel()
-        turn = within(part, Rotate(np.repeat(np.stack(blocks), repeats, axis=0)), rows.rows.size)
+        part = np.arange(rows.rows.size).reshape(-1, side)[:, width:]
+        turn = within(part.ravel(), Rotate(np.repeat(np.stack(blocks), repeats, axis=0)), rows.rows.size)
         _turn(changes, "planes", rows, turn)
+        sites += _written_sites(rows, part, np.repeat(np.arange(count), repeats))
+    return Part("planes", "", turns=(Turn("planes", count, side - width, tuple(sites)),), spaces=spaces)
 
 
 def order(network: Network, axes: str) -> Part:

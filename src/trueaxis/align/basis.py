@@ -13,6 +13,7 @@ orthogonal group); QuaRot (arXiv:2404.00456) for rotation of the residual stream
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -163,6 +164,17 @@ def best(names: Sequence[str], terms: Sequence[Term], water: float, seed: int) -
     own = bits["identity"] if "identity" in bits else estimated_bits(identity(terms, water, seed), terms, water)
     name = min(names, key=lambda name: bits[name])
     return name, found[name], own - bits[name]
+
+
+def chance_bits(terms: Sequence[Term]) -> float:
+    """What `joint` would save per weight at high rate on white weights, by chance alone.
+
+    E ln det of the sample covariance of N white vectors in n coordinates is below that of the covariance by about
+    n (n + 1) / 2N (Muirhead 1982, 3.2.15), in the own axes by n / N. Terms that are diagonalized together each have
+    chances of their own: the best axes for T of them save √T times what those for all vectors as one do.
+    """
+    vectors = max(sum(term.count for term in terms), 1)
+    return (_size(terms) - 1) * math.sqrt(len(terms)) / (4 * math.log(2) * vectors)
 
 
 def _size(terms: Sequence[Term]) -> int:

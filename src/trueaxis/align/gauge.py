@@ -8,14 +8,14 @@ symmetry that moves the output by 10⁻⁶ nats or more is named and left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from trueaxis.align.network import Alignment, Change, Network, Product
-from trueaxis.align.part import Part
+from trueaxis.align.part import Part, join
 from trueaxis.align.symmetry import SYMMETRIES
 from trueaxis.metric.running import forward, load_model, untie
 from trueaxis.metric.sensitivity import Output, Reference
@@ -40,41 +40,47 @@ def gauge(stage: Gauge, network: Network) -> Alignment:
         stage: Axes per symmetry: a name of `basis.AXES`, "best", or "off".
         network: Checkpoint and statistics.
     """
+    used, notes = exact_parts(stage, network)
+    return aligned_by(used, notes)
+
+
+def aligned_by(used: Sequence[Part], notes: Sequence[str]) -> Alignment:
+    """What these symmetries make of a network."""
+    spaces = tuple(space for part in used for space in part.spaces)
+    return Alignment(joined(used), tuple(notes), products(used), spaces)
+
+
+def exact_parts(stage: Gauge, network: Network) -> tuple[list[Part], tuple[str, ...]]:
+    """The symmetries that stay exact, those left alone included, and a note on each that was asked for."""
     wanted = asdict(stage)
     parts = [symmetry(network, wanted[name]) for name, symmetry in SYMMETRIES.items() if wanted[name] != "off"]
-    used = [part for part in parts if part.changes]
     left_out: dict[str, float] = {}
-    if used and not _is_exact(network, used):
-        left_out = {part.name: kl for part in used if (kl := _moved_nats(network, [part])) >= LARGEST_KL_NATS}
-        used = [part for part in used if part.name not in left_out]
-    notes = [f"{part.name}: {_told(part, left_out)}" for part in parts]
-    return Alignment(_joined(used), tuple(notes), _products(used))
-
-
-ALIGNERS = {Identity: identity, Gauge: gauge}
+    if any(part.changes for part in parts) and moved_nats(network, joined(parts), products(parts)) >= LARGEST_KL_NATS:
+        moved = {part.name: moved_nats(network, part.changes, part.products) for part in parts if part.changes}
+        left_out = {name: kl for name, kl in moved.items() if kl >= LARGEST_KL_NATS}
+    notes = tuple(f"{part.name}: {_told(part, left_out)}" for part in parts)
+    return [part for part in parts if part.name not in left_out], notes
 
 
 def _told(part: Part, left_out: dict[str, float]) -> str:
     return f"left out, it moves the output by {left_out[part.name]:.1e} nats" if part.name in left_out else part.choice
 
 
-def _joined(parts: Sequence[Part]) -> dict[str, Change]:
+def joined(parts: Sequence[Part]) -> dict[str, Change]:
+    """All changes of several symmetries."""
     changes: dict[str, Change] = {}
     for part in parts:
         for name, change in part.changes.items():
-            changes[name] = changes[name].joined(change) if name in changes else change
+            join(changes, name, change)
     return changes
 
 
-def _products(parts: Sequence[Part]) -> tuple[Product, ...]:
+def products(parts: Sequence[Part]) -> tuple[Product, ...]:
+    """Tensors that only the loaded model has."""
     return tuple(product for part in parts for product in part.products)
 
 
-def _is_exact(network: Network, parts: Sequence[Part]) -> bool:
-    return _moved_nats(network, parts) < LARGEST_KL_NATS
-
-
-def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
+def moved_nats(network: Network, changes: Mapping[str, Change], products: Sequence[Product] = ()) -> float:
     """KL(original ‖ gauged) per token; relative squared error of the output where that is no distribution."""
     import torch
 
@@ -84,11 +90,18 @@ def _moved_nats(network: Network, parts: Sequence[Part]) -> float:
     with torch.inference_mode():
         model = load_model(network.checkpoint)
         expected = Reference(Output.of(model, forward(model, ids)), [], ids.numel())
-        _move(network, model, _joined(parts), _products(parts))
+        _move(network, model, changes, products)
         return expected.change(Output.of(model, forward(model, ids))) / ids.numel()
 
 
-def _move(network: Network, model: Any, changes: dict[str, Change], products: Sequence[Product]) -> None:
+def gauged_model(network: Network, changes: Mapping[str, Change], products: Sequence[Product] = ()) -> Any:
+    """The running model with its parameters in new coordinates, float32."""
+    model = load_model(network.checkpoint)
+    _move(network, model, changes, products)
+    return model
+
+
+def _move(network: Network, model: Any, changes: Mapping[str, Change], products: Sequence[Product]) -> None:
     """Takes the parameters of the running model to new coordinates, in place."""
     import torch
 

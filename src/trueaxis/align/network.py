@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from trueaxis.model.families import Family, family_of
 from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
 from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
-from trueaxis.types import Aligned, Array, Metric, Weight
+from trueaxis.types import Aligned, Array, Learning, Metric, Space, Weight
 
 if TYPE_CHECKING:
     import torch
@@ -127,11 +128,15 @@ class Alignment:
         changes: Name of a weight, bias or norm → its change; tensors left out stay as they are.
         gauges: For the header and the report: (what was chosen, or left out and why).
         products: Tensors that the loaded model has beside the original's.
+        spaces: The axes that each space got, for the report.
+        learning: How they were learned, or None.
     """
 
     changes: Mapping[str, Change] = field(default_factory=dict)
     gauges: tuple[str, ...] = ()
     products: tuple[Product, ...] = ()
+    spaces: tuple[Space, ...] = ()
+    learning: Learning | None = None
 
     def aligned(self, weight: Weight, matrix: Array, metric: Metric, moments: dict[str, Array]) -> Aligned:
         """A matrix and its metric in new coordinates.
@@ -175,6 +180,7 @@ class Network:
         target_bits: Of all quantized weights together; sets the water level by which axes are judged.
         seed: Of random axes.
         threads: Blocks or spaces side by side; nothing depends on it.
+        text: Files of calibration text, for axes that are learned; may be empty.
     """
 
     checkpoint: Checkpoint
@@ -183,6 +189,7 @@ class Network:
     target_bits: float
     seed: int = 0
     threads: int = 1
+    text: Sequence[str | Path] = ()
 
     @cached_property
     def family(self) -> Family | None:
@@ -255,6 +262,11 @@ class Network:
             bits = float((count * 0.5 * np.log2(1 + STEP_ENERGY * energy / 2.0**middle)).sum())
             low, high = (middle, high) if bits > self.target_bits else (low, middle)
         return 2.0**high
+
+    def estimated_bits(self, weights: Sequence[Weight], water: float) -> float:
+        """What quantized matrices would take in their own axes at a water level."""
+        columns = [self._columns[weight.name] for weight in weights]
+        return sum(float((one.rows * 0.5 * np.log2(1 + STEP_ENERGY * one.worth / water)).sum()) for one in columns)
 
     @cached_property
     def _columns(self) -> dict[str, _Columns]:

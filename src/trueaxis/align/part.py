@@ -1,19 +1,60 @@
 """Part: one symmetry put to use, and what the symmetries share.
 
 terms of a space ─▶ chosen axes ─▶ changes of the tensors that touch it ─▶ Part
+                                   └▶ turns: the rotations that it leaves free, for align/learned.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import Term, best
-from trueaxis.align.maps import Step, Within
+from trueaxis.align.basis import AXES, Term, best, chance_bits
+from trueaxis.align.maps import Rotate, Step, Within
 from trueaxis.align.network import Change, Network, Product
-from trueaxis.types import Array
+from trueaxis.types import Array, Space
+
+SIGNIFICANT = 2.0  # axes have to save so many times what chance would
+
+
+class Site(NamedTuple):
+    """Where turning blocks lie in a tensor: on the side that reads (columns) or writes (rows) the space.
+
+    `coordinates` int [blocks, side] of that side; `owner` int [blocks], the rotation that turns each block.
+    """
+
+    tensor: str
+    side: Literal["reads", "writes"]
+    coordinates: Array
+    owner: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """Rotations that a symmetry leaves free: `count` of them, each [side, side], and every place they turn.
+
+    Attributes:
+        name: Of the symmetry.
+        count, side: Number of rotations, and their size.
+        sites: All tensors that follow.
+    """
+
+    name: str
+    count: int
+    side: int
+    sites: tuple[Site, ...]
+
+    def changes(self, rotations: Array) -> dict[str, Change]:
+        """What orthogonal `rotations` [count, side, side] do to the tensors, after whatever alignment did to them."""
+        found: dict[str, Change] = {}
+        for site in self.sites:
+            steps = (Within(site.coordinates.ravel(), Rotate(rotations[site.owner])),)
+            reads, writes = (steps, ()) if site.side == "reads" else ((), steps)
+            join(found, site.tensor, Change("learned", reads, writes))
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,18 +65,29 @@ class Part:
         name: Of the symmetry.
         choice: The axes chosen and what they save, or why the symmetry is left alone.
         changes: Name of a tensor → its change; empty if nothing changes.
+        turns: Rotations that could follow the changes and leave the network exact.
+        spaces: The axes that each space got.
         products: Tensors that the loaded model then has beside the original's.
     """
 
     name: str
     choice: str
     changes: Mapping[str, Change] = field(default_factory=dict)
+    turns: tuple[Turn, ...] = ()
+    spaces: tuple[Space, ...] = ()
     products: tuple[Product, ...] = ()
 
 
 def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str, Array, float]:
-    """(name, R, bits saved per weight) of the axes named, or of the best of all."""
-    return best(("identity", "joint") if axes == "best" else (axes,), terms, network.water, network.seed)
+    """(name, R, bits saved per weight) of the axes named, or of the best of all.
+
+    "best" keeps the own axes unless others save more than twice what they would on weights without any structure.
+    """
+    names = ("identity", "joint") if axes == "best" else (axes,)
+    name, rotation, saved = best(names, terms, network.water, network.seed)
+    if axes == "best" and saved < SIGNIFICANT * chance_bits(terms):
+        return "identity", AXES["identity"](terms, network.water, 0), 0.0
+    return name, rotation, saved
 
 
 def within(part: Array, step: Step, size: int) -> Step:

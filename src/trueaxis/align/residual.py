@@ -20,9 +20,9 @@ import numpy as np
 from trueaxis.align.basis import STEP_ENERGY, Term
 from trueaxis.align.maps import Blank, Map, Reflect, Rotate, Unscale, Within, moment, on_columns, on_rows
 from trueaxis.align.network import Change, Network, Product, merged, shifted
-from trueaxis.align.part import Part, chosen_axes
+from trueaxis.align.part import Part, Site, Turn, chosen_axes
 from trueaxis.runtime.transforms import COLUMNS, ROWS
-from trueaxis.types import Array, Metric, Weight
+from trueaxis.types import Array, Metric, Space, Weight
 
 SCALE_BITS, RECORD_BITS = 5.0, 1000.0  # what a row or column and the records of a matrix take
 DEPTH_GROUPS = 2  # blocks enter the search for one rotation as so many averages
@@ -39,16 +39,35 @@ def residual(network: Network, axes: str) -> Part:
     centred = network.family is not None and network.family.norms.kind == "layer"
     chosen, rotation, saved = chosen_axes(axes, _without_mean(terms) if centred else terms, network)
     if saved < WORTHWHILE_BITS and axes == "best":
-        return Part("residual", f"own axes: {chosen} would save {saved:.4f} bits")
+        told = f"own axes: others would save {saved:.4f} bits" if saved else "own axes: others save no more than chance"
+        return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
     name = f"residual:{chosen}"
     products = _products(network, name, rotation, centred)
     paid = sum(_map_bits(network, product) for product in products)
     weights = sum(weight.size for weight in (*readers, *writers))
     if paid >= saved * weights and axes == "best":
-        return Part("residual", f"own axes: {chosen} would save {saved:.4f} bits, and cost {paid / weights:.4f}")
+        told = f"own axes: {chosen} would save {saved:.4f} bits, and cost {paid / weights:.4f}"
+        return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
     changes = _around_layer_norms(network, name, rotation) if centred else _around_rms_norms(network, name, rotation)
     cost = f", and {products[0].name} costs {paid / weights:.4f}" if products else ""
-    return Part("residual", f"{chosen}, saves {saved:.4f} bits{cost}", changes, products)
+    turns = () if products else (_turn(network, changes, rotation.shape[0]),)  # S follows only these axes
+    space = Space("residual", chosen, saved)
+    return Part("residual", f"{chosen}, saves {saved:.4f} bits{cost}", changes, turns, (space,), products)
+
+
+def _turn(network: Network, changes: dict[str, Change], width: int) -> Turn:
+    """The same rotation of everything again: a tensor that reads or writes the stream still does."""
+    reading = {
+        weight.name
+        for weight in network.weights
+        if weight.norm is not None or (weight.writes == "residual" and weight.role in ("embedding", "exact"))
+    }
+    sites = [
+        Site(name, "reads" if name in reading else "writes", np.arange(width)[None], np.zeros(1, np.int64))
+        for name, change in changes.items()
+        if change.reads or change.writes
+    ]
+    return Turn("residual", 1, width, tuple(sites))
 
 
 def _products(network: Network, name: str, rotation: Array, centred: bool) -> tuple[Product, ...]:

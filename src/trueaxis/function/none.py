@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from trueaxis.align.network import Network
 from trueaxis.recipe import NoFunction
-from trueaxis.types import Aligned, Split
+from trueaxis.types import Aligned, Coded, Weight
 
 
-def no_function(stage: NoFunction, aligned: Aligned) -> Split:
+def no_function(stage: NoFunction, network: Network) -> NoSplit:
     """r = W. In place: nothing is copied."""
-    return Split(aligned.weight)
+    return NoSplit()
 
 
-FUNCTIONS = {NoFunction: no_function}
+class NoSplit:
+    """Call it with a matrix for what is quantized of it: all."""
+
+    def __call__(self, weight: Weight, aligned: Aligned) -> tuple[Coded, ...]:
+        return (Coded(weight, aligned.weight, aligned.metric),)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,6 +204,28 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         first.unheard,
         first.unrun,
         first.source if first.source == second.source else "text, sampled",
+    )
+
+
+def without(whole: Statistics, part: Statistics) -> Statistics:
+    """The sums of `whole` less those of a part of its text; sensitivities stay.
+
+    Args:
+        whole: Of a text.
+        part: Of sequences of the same text, all of them in `whole`.
+
+    Raises:
+        CalibrationError: They do not go together, or nothing would be left.
+    """
+    left = {space: whole.tokens[space] - part.tokens.get(space, 0) for space in whole.tokens}
+    if whole.fingerprint != part.fingerprint or whole.sums.keys() != part.sums.keys() or min(left.values()) < 0:
+        raise CalibrationError("cannot take statistics apart that were not measured together; calibrate both alike")
+    return replace(
+        whole,
+        sums={space: whole.sums[space] - part.sums[space] for space in whole.sums},
+        totals={space: whole.totals[space] - part.totals[space] for space in whole.totals},
+        tokens=left,
+        token_counts=whole.token_counts - part.token_counts,
     )
 
 

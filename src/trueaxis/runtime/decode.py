@@ -24,6 +24,7 @@ from trueaxis.entropy.stream import (
 from trueaxis.header import TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.factors import product
 from trueaxis.runtime.matrices import Matrix, alias_name, matrices
 from trueaxis.runtime.planes import unpack_planes
 from trueaxis.runtime.transforms import decoded, exact_product
@@ -115,13 +116,14 @@ class Decoder:
         if not parts:
             value = _planes(info, records[-1], own)
         elif parts[0].source is not None:
-            value = self._product(info, parts[0], parts[0].source)
+            value = self._product(info, parts, parts[0].source)
         elif len(info.shape) == 2:
-            value = self._matrix(info, parts[0], 0, dtype or own)
+            value = self._matrix(info, parts, 0, dtype or own)
         else:
             value = torch.empty(info.shape, dtype=dtype or own)
-            for index, part in enumerate(parts):
-                value[index] = self._matrix(info, part, index, dtype or own)
+            firsts = [index for index, part in enumerate(parts) if part.factor != "right"]
+            for index, first in enumerate(firsts):
+                value[index] = self._matrix(info, parts, first, dtype or own)
         if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):  # NaN is both ends
             raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
         return value.to(dtype or own)
@@ -192,14 +194,14 @@ class Decoder:
         if alias_name(self._records(target)) is not None:
             raise FormatError(f"{info.name}: tied to {target}, which is tied itself; the file is damaged")
 
-    def _product(self, info: TensorInfo, part: Matrix, source: str) -> torch.Tensor:
+    def _product(self, info: TensorInfo, parts: Sequence[Matrix], source: str) -> torch.Tensor:
         """The source, not yet rounded to its dtype, times the matrix: float32."""
         import torch
 
         self._check_tied(info, source)
         if len(self._products) > 1:  # each takes few bytes and much memory, and a model has one head
             raise FormatError(f"{info.name}: one tensor may be a product, not {' and '.join(self._products[:2])} too")
-        factor = self._matrix(info, part, 0, torch.float32)
+        factor = self._matrix(info, parts, 0, torch.float32)
         return torch.from_numpy(exact_product(self.tensor(source, torch.float32).numpy(), factor.numpy()))
 
     @cached_property
@@ -208,24 +210,31 @@ class Decoder:
         records = {name: self._records(name) for name in self.names()}
         return [name for name, found in records.items() if len(found) > 1 and alias_name(found) is not None]
 
-    def _matrix(self, info: TensorInfo, part: Matrix, index: int, dtype: torch.dtype) -> torch.Tensor:
-        """Oriented as the tensor (or its slice) is; bfloat16 if wanted and nothing is transformed, else float32."""
+    def _matrix(self, info: TensorInfo, parts: Sequence[Matrix], index: int, dtype: torch.dtype) -> torch.Tensor:
+        """The matrix, or product of two, that starts at a part, oriented as the tensor (or its slice) is; bfloat16 if
+        that is wanted and nothing multiplied or transformed, else float32."""
         import torch
 
-        if self._tables is None:
-            raise FormatError(f"{info.name}: the file holds no tables")
-        bfloat16 = dtype == torch.bfloat16 and not part.transforms
-        try:
-            header = part.header()
-            if header.shared is None:
-                values = decode_values(header, self._tables, bfloat16, self._threads)
-            else:
-                values = self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
-        except (FormatError, ValueError) as error:
-            raise FormatError(f"{info.name}: {error}") from error
+        part = parts[index]
+        bfloat16 = dtype == torch.bfloat16 and not part.transforms and not part.factor
+        values = self._values(info, part, index, bfloat16)
+        if part.factor:
+            values = product(values, self._values(info, parts[index + 1], index + 1, False))
         values = decoded(values, part.transforms)
         weight = torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
         return weight.T.contiguous() if part.transposed else weight
+
+    def _values(self, info: TensorInfo, part: Matrix, index: int, bfloat16: bool) -> Array:
+        """What is coded: float32, or the bits of bfloat16."""
+        if self._tables is None:
+            raise FormatError(f"{info.name}: the file holds no tables")
+        try:
+            header = part.header()
+            if header.shared is None:
+                return decode_values(header, self._tables, bfloat16, self._threads)
+            return self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
+        except (FormatError, ValueError) as error:
+            raise FormatError(f"{info.name}: {error}") from error
 
     def _shared_values(self, number: int, tables: Tables, bfloat16: bool) -> dict[tuple[str, int], Array]:
         with self._lock:

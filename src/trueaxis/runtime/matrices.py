@@ -1,6 +1,7 @@
 """The records of one tensor: which matrices it is made of.
 
-    tensor = planes | alias | matrix | (slice matrix)+ | alias matrix        matrix = transpose? transform* residual
+    tensor = planes | alias | matrix | (slice matrix)+ | alias matrix
+    matrix = transpose? transform* (residual | function residual residual)
 
 Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
 and the tensor (or slice) is its transpose; other transforms act on what is coded. With an alias before it the matrix is
@@ -11,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trueaxis.entropy.stream import ResidualHeader, unpack_residual
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.factors import read_rank
 from trueaxis.runtime.transforms import LARGEST_PRODUCT, TRANSPOSE, parse_transform
 from trueaxis.types import FormatError, Transform
 
@@ -32,6 +35,8 @@ class Matrix:
         transforms: Of what is coded; the last one is decoded first.
         payload: Of its residual record.
         source: Name of the tensor that is multiplied by this matrix, or None.
+        factor: "left" or "right" where it is a factor of the matrix, see factors.py; what is transposed or transformed
+            is their product.
     """
 
     rows: int
@@ -40,6 +45,7 @@ class Matrix:
     transforms: tuple[Transform, ...]
     payload: bytes
     source: str | None = None
+    factor: Literal["", "left", "right"] = ""
 
     def header(self) -> ResidualHeader:
         """The residual record up to its streams.
@@ -80,7 +86,7 @@ def alias_name(records: Sequence[Record]) -> str | None:
 
 
 def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
-    """Matrices of a tensor, one or one per slice; none for a tensor that is stored exactly or tied.
+    """Matrices of a tensor, one or one per slice, or their factors; none for a tensor stored exactly or tied.
 
     Raises:
         FormatError: The records are out of order, or do not fit the tensor's shape.
@@ -90,21 +96,24 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     if (source := alias_name(records)) is not None:
         return [_factor(info, source, records[1:])]
     found: list[Matrix] = []
-    slices, turns = 0, _Turns(info, 2)
+    slices, done, turns = 0, 0, _Turns(info, 2)
     for record in records:
-        if record.type == RecordType.SLICE and slices == len(found) and not turns.payloads:
+        if record.type == RecordType.SLICE and slices == done and turns.is_new:
             if record.payload != pack_varint(slices):
                 raise FormatError(f"{info.name}: expected slice {slices}, found {_slice(record)}; the file is damaged")
             slices, turns = slices + 1, _Turns(info, 3)
-        elif record.type == RecordType.TRANSFORM:
+        elif record.type == RecordType.TRANSFORM and not turns.rank:
             turns.payloads.append(record.payload)
-        elif record.type == RecordType.RESIDUAL and len(found) == max(slices - 1, 0):
+        elif record.type == RecordType.FUNCTION and not turns.rank:
+            turns.rank = turns.read_rank(record.payload)
+        elif record.type == RecordType.RESIDUAL and done == max(slices - 1, 0):
             found.append(turns.matrix(record.payload))
-            turns = _Turns(info, turns.dimensions)
+            if found[-1].factor != "left":
+                done, turns = done + 1, _Turns(info, turns.dimensions)
         else:
             raise FormatError(f"{info.name}: record type {record.type} is out of place; the file is damaged or newer")
-    if not found or turns.payloads or len(found) != (info.shape[0] if slices else 1):
-        raise FormatError(f"{info.name}: {len(found)} matrices do not make a tensor {list(info.shape)}")
+    if not found or not turns.is_new or done != (info.shape[0] if slices else 1):
+        raise FormatError(f"{info.name}: {done} matrices do not make a tensor {list(info.shape)}")
     return found
 
 
@@ -121,22 +130,47 @@ def _factor(info: TensorInfo, source: str, records: Sequence[Record]) -> Matrix:
 
 @dataclass
 class _Turns:
-    """Payloads of a matrix's transforms, as they come; `dimensions` are those of the tensor it belongs to."""
+    """What comes before a matrix's residual: payloads of its transforms, and r where it is a product of rank r.
+
+    `dimensions` are those of the tensor it belongs to; `left` tells whether the left factor was there.
+    """
 
     info: TensorInfo
     dimensions: int
     payloads: list[bytes] = field(default_factory=list)
     source: str | None = None
+    rank: int = 0
+    left: bool = False
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was read yet."""
+        return not self.payloads and not self.rank
+
+    def read_rank(self, payload: bytes) -> int:
+        """r of a function record."""
+        try:
+            return read_rank(payload, *self._shape())
+        except (ValueError, IndexError) as error:
+            raise FormatError(f"{self.info.name}: {error}") from error
 
     def matrix(self, residual: bytes) -> Matrix:
-        """The matrix that these lead to."""
+        """The matrix that these lead to, or its next factor."""
+        rows, columns = self._shape()
         transposed = self.payloads[:1] == [TRANSPOSE]
-        rows, columns = _sides(self.info, self.dimensions, transposed)
         turns = self.payloads[transposed:]
         if len(turns) > MOST_TRANSFORMS:
             raise FormatError(f"{self.info.name}: {len(turns)} transforms of one matrix; the file is damaged")
         transforms = tuple(self._parsed(payload, rows, columns) for payload in turns)
-        return Matrix(rows, columns, transposed, transforms, residual, self.source)
+        if not self.rank:
+            return Matrix(rows, columns, transposed, transforms, residual, self.source)
+        if not self.left:
+            self.left = True
+            return Matrix(rows, self.rank, transposed, transforms, residual, factor="left")
+        return Matrix(self.rank, columns, transposed, transforms, residual, factor="right")
+
+    def _shape(self) -> tuple[int, int]:
+        return _sides(self.info, self.dimensions, self.payloads[:1] == [TRANSPOSE])
 
     def _parsed(self, payload: bytes, rows: int, columns: int) -> Transform:
         name = self.info.name
