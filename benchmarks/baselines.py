@@ -79,6 +79,11 @@ def losses(tokens: Array, found: Iterable[torch.Tensor]) -> Array:
     return np.array([float(target_nats(one, row).mean()) for one, row in zip(found, targets, strict=True)])
 
 
+def divergences(reference: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> Array:
+    """Mean KL(reference ‖ found) in nats per token of each sequence, from logits."""
+    return np.array([float(kl_nats(*pair).mean()) for pair in zip(reference, found, strict=True)])
+
+
 def subject(path: Path, scratch: Path, statistics: Path, sequences: int) -> Subject:
     """Loads a model's texts and runs the original once."""
     from transformers import AutoModelForCausalLM
@@ -103,8 +108,7 @@ def run(model: Subject, recipe: str, bits: float, scratch: Path) -> Run:
         overwrite=True,
     )  # fmt: skip
     found = list(logits_of(trueaxis.load(out).float(), model.evaluation))
-    kl = [float(kl_nats(expected, logits).mean()) for expected, logits in zip(model.reference, found, strict=True)]
-    return Run(recipe, bits, report.file_bytes, np.array(kl), losses(model.evaluation, found))
+    return Run(recipe, bits, report.file_bytes, divergences(model.reference, found), losses(model.evaluation, found))
 
 
 def half_width(values: Array) -> float:
@@ -174,18 +178,28 @@ def verdict(group: Sequence[Run]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Prints and writes the machine, the command and every run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def arguments(text: str | None, recipes: Sequence[str]) -> argparse.ArgumentParser:
+    """Options of every benchmark that has recipes at the rates where `identity` has some KL."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--kl", type=float, nargs="+", default=KL_NATS)
     parser.add_argument("--bits", type=float, nargs="+", help="rates to run at instead of searching for those KL")
-    parser.add_argument("--recipes", nargs="+", default=RECIPES)
+    parser.add_argument("--recipes", nargs="+", default=recipes)
     parser.add_argument("--sequences", type=int, default=64, help="evaluation sequences of at most 512 tokens")
     parser.add_argument("--statistics", type=Path, help="directory that keeps statistics for the next run")
+    return parser
+
+
+def chosen_models(options: argparse.Namespace) -> list[Path]:
+    """Models asked for, or all that are known; looked for only where none is named."""
+    return options.models or [file.parent for place in PLACES for file in sorted(place.glob("*/config.json"))]
+
+
+def main() -> None:
+    """Prints and writes the machine, the command and every run."""
+    parser = arguments(__doc__, RECIPES)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    models = options.models or [file.parent for place in PLACES for file in sorted(place.glob("*/config.json"))]
     lines = [
         "# `identity` against the baselines at equal file bytes",
         "",
@@ -197,7 +211,7 @@ def main() -> None:
         "Embeddings, head and norms are coded alike under every recipe.",
     ]
     with tempfile.TemporaryDirectory() as directory:
-        for path in models:
+        for path in chosen_models(options):
             model = subject(path, Path(directory), options.statistics or Path(directory), options.sequences)
             lines += ["", f"## {path.name}: {model.evaluation.size:,} evaluation tokens", "", *HEAD]
             print("\n".join(lines[-5:]), flush=True)

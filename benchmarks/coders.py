@@ -46,7 +46,7 @@ def reach(prepared: Prepared, bits: float, wanted: float | None, out: Path) -> C
     """A file at a rate, or near it where a level is wanted; a bit is worth two octaves of D."""
     for _ in range(TRIALS):
         started = time.perf_counter()
-        files = prepared.fit(int(bits * prepared.checkpoint.parameters / 8))
+        files = prepared.fit(prepared.checkpoint.bytes_at(bits))
         report = prepared.save(files, out, overwrite=True, begun=started)
         if wanted is None or abs(level(report) - wanted) < CLOSE:
             break
@@ -80,7 +80,7 @@ def measure(model: Path, rates: Sequence[float], recipes: Sequence[str], work: P
         for name in recipes:
             checkpoint = Checkpoint.open(model)
             prepared = prepare(
-                checkpoint, recipe(name), int(bits * checkpoint.parameters / 8), [model / "calibration_tokens.npy"],
+                checkpoint, recipe(name), checkpoint.bytes_at(bits), [model / "calibration_tokens.npy"],
                 work / f"{model.name}.safetensors", seed=0, threads=default_threads(), device="cpu", progress=silent,
             )  # fmt: skip
             report = reach(prepared, bits, wanted, work / "out")

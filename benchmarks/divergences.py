@@ -23,11 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from baselines import KL_NATS, PLACES, Subject, logits_of, rates, subject
+from baselines import Subject, arguments, chosen_models, divergences, logits_of, rates, subject
 
 import trueaxis
 from trueaxis.evaluation import interval_of_mean
-from trueaxis.likelihood import kl_nats
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads
 from trueaxis.preparation import prepare
@@ -58,17 +57,17 @@ def averaged(model: Subject, recipe: str, bits: float, fits: int, scratch: Path)
     """Prepares a recipe and fits it to `fits` targets around a rate."""
     checkpoint = Checkpoint.open(model.path)
     prepared = prepare(
-        checkpoint, find_recipe(recipe), int(bits * checkpoint.parameters / 8), [model.calibration], model.statistics,
+        checkpoint, find_recipe(recipe), checkpoint.bytes_at(bits), [model.calibration], model.statistics,
         seed=0, threads=default_threads(), device="cpu", progress=silent,
     )  # fmt: skip
-    sizes, divergences = [], []
+    sizes, found = [], []
     for index in range(fits):
-        target = int(bits * (1 + APART * (index - (fits - 1) / 2)) * checkpoint.parameters / 8)
+        target = checkpoint.bytes_at(bits * (1 + APART * (index - (fits - 1) / 2)))
         report = prepared.save(prepared.fit(target), scratch / "out", overwrite=True, begun=time.perf_counter())
-        found = logits_of(trueaxis.load(scratch / "out").float(), model.evaluation)
+        logits = logits_of(trueaxis.load(scratch / "out").float(), model.evaluation)
         sizes.append(report.file_bytes)
-        divergences.append([float(kl_nats(*pair).mean()) for pair in zip(model.reference, found, strict=True)])
-    return Mean(recipe, bits, round(float(np.mean(sizes))), np.mean(divergences, axis=0))
+        found.append(divergences(model.reference, logits))
+    return Mean(recipe, bits, round(float(np.mean(sizes))), np.mean(found, axis=0))
 
 
 def relative(one: Mean, other: Mean) -> tuple[float, float, float]:
@@ -120,20 +119,13 @@ def verdicts(group: Sequence[Mean]) -> list[str]:
 
 def main() -> None:
     """Prints and writes the machine, the command and every run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("models", nargs="*", type=Path)
-    parser.add_argument("--kl", type=float, nargs="+", default=KL_NATS)
-    parser.add_argument("--bits", type=float, nargs="+", help="rates to run at instead of searching for those KL")
-    parser.add_argument("--recipes", nargs="+", default=RECIPES)
-    parser.add_argument("--sequences", type=int, default=64, help="evaluation sequences of at most 512 tokens")
+    parser = arguments(__doc__, RECIPES)
     parser.add_argument("--fits", type=int, default=3)
-    parser.add_argument("--statistics", type=Path, help="directory that keeps statistics for the next run")
     options = parser.parse_args()
     print(f"Machine: {platform.processor() or platform.machine()}, {platform.platform()}, torch {torch.__version__}.")
     print(f"Command: `python {' '.join(sys.argv)}`")
-    models = options.models or [file.parent for place in PLACES for file in sorted(place.glob("*/config.json"))]
     with tempfile.TemporaryDirectory() as directory:
-        for path in models:
+        for path in chosen_models(options):
             model = subject(path, Path(directory), options.statistics or Path(directory), options.sequences)
             print(
                 "\n".join(["", f"### {path.name}: {model.evaluation.size:,} evaluation tokens", "", *HEAD]), flush=True

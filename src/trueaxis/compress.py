@@ -72,7 +72,7 @@ def compress(
     target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)
     files_read = [path for path in (statistics, recipe) if isinstance(path, str | Path)]
     check_free(Path(out), overwrite, [model, *calibration, *evaluation, *files_read])
-    expected = int(ASSUMED_BITS * checkpoint.parameters / 8) if target is None else target
+    expected = checkpoint.bytes_at(ASSUMED_BITS) if target is None else target
     prepared = prepare(
         checkpoint, chosen, expected, calibration, statistics,
         seed=seed, threads=threads or default_threads(), device=device, progress=progress,
@@ -103,4 +103,4 @@ def _target_bytes(
             raise TrueaxisError(f"{name}: expected a positive number, found {value}")
     if size is not None and size <= 0:
         raise TrueaxisError(f"size: expected a positive number of bytes, found {size}")
-    return int(bits * checkpoint.parameters / 8) if bits is not None else size
+    return checkpoint.bytes_at(bits) if bits is not None else size

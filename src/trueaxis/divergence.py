@@ -98,7 +98,7 @@ def compress_within(
 
     def trial(bits: float) -> tuple[tuple[Assembled, Evaluation], float] | None:
         try:
-            files = prepared.fit(int(bits * prepared.checkpoint.parameters / 8))
+            files = prepared.fit(prepared.checkpoint.bytes_at(bits))
         except TargetError:  # not even zeros are that small
             return None
         with tempfile.TemporaryDirectory() as directory:

@@ -84,7 +84,7 @@ def evaluate(
         >>> trueaxis.evaluate("llama-3bit", text=["test.txt"], reference="llama").kl_nats   # doctest: +SKIP
         0.0312
     """
-    ids = _read_ids(path, text, tokens)
+    ids = read_ids(path, text, tokens)
     share = _check_overlap(path, ids, statistics, allow_overlap)
     if reference is not None:
         return Comparison(reference, ids, device, progress)(path, share)
@@ -184,7 +184,16 @@ def interval_of_mean(values: Array) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def _read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path | Array | None) -> Array:
+def read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path | Array | None) -> Array:
+    """Token ids [sequences, length] to evaluate on.
+
+    Args:
+        path: Directory of the model whose tokenizer reads the text.
+        text, tokens: As in `evaluate`: one of the two.
+
+    Raises:
+        CalibrationError: Both or neither, or nothing to predict.
+    """
     if bool(text) == (tokens is not None):
         raise CalibrationError("give what to evaluate on: either text files (--text) or token ids (--tokens), not both")
     if tokens is None:
@@ -209,7 +218,7 @@ def read_evaluation(directory: str | Path, files: Sequence[str | Path]) -> Array
     parts = read_tokens(directory, files)
     if len(parts) != 1:
         raise CalibrationError("give evaluation text as text files, or as one .npy file of token ids (--evaluation)")
-    return _read_ids(directory, (), parts[0])
+    return read_ids(directory, (), parts[0])
 
 
 def require_unseen(tokens: Array, statistics: Statistics) -> None:

@@ -18,7 +18,7 @@ from trueaxis.evaluation import Comparison, read_evaluation, require_unseen
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads
 from trueaxis.plot import check_plot, draw_sweep
-from trueaxis.preparation import prepare
+from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
@@ -96,7 +96,7 @@ def sweep(
         >>> trueaxis.sweep("llama", bits=[2, 3], calibration=["a.txt"], evaluation=["b.txt"]).rows   # doctest: +SKIP
     """
     begun = time.perf_counter()
-    chosen, rates = find_recipe(recipe), _rates(bits)
+    chosen, rates = find_recipe(recipe), checked_rates(bits)
     if plot is not None:
         check_plot(plot)
     checkpoint = Checkpoint.open(model)
@@ -106,32 +106,37 @@ def sweep(
         directories = [root / f"{rate:g}bits" for rate in rates]
         for directory in directories:
             check_free(directory, overwrite=False)
-        expected = int(sum(rates) / len(rates) * checkpoint.parameters / 8)
         prepared = prepare(
-            checkpoint, chosen, expected, calibration, statistics,
+            checkpoint, chosen, checkpoint.bytes_at(sum(rates) / len(rates)), calibration, statistics,
             seed=seed, threads=threads or default_threads(), device=device, progress=progress,
         )  # fmt: skip
         require_unseen(tokens, prepared.statistics)
         prepare_seconds = time.perf_counter() - begun
-        compare, rows = Comparison(checkpoint.path, tokens, device, progress), []
-        for rate, directory in zip(rates, directories, strict=True):
-            started = time.perf_counter()
-            target = int(rate * checkpoint.parameters / 8)
-            files = prepared.fit(target)
-            report = prepared.save(files, directory, overwrite=False, begun=started, target=target)
-            found = compare(directory)
-            assert found.kl_nats is not None  # compared with a reference
-            rows.append(SweepRow(
-                rate, report.file_bytes, report.bits_per_param, found.kl_nats, found.kl_interval, found.perplexity,
-                report.seconds,
-            ))  # fmt: skip
+        compare = Comparison(checkpoint.path, tokens, device, progress)
+        rows = [_row(prepared, rate, directory, compare) for rate, directory in zip(rates, directories, strict=True)]
     result = Sweep(str(model), chosen.to_json(), tokens.shape[0] * (tokens.shape[1] - 1), prepare_seconds, tuple(rows))
     if plot is not None:
         draw_sweep(result, plot)
     return result
 
 
-def _rates(bits: Sequence[float]) -> list[float]:
+def _row(prepared: Prepared, rate: float, directory: Path, compare: Comparison) -> SweepRow:
+    started, target = time.perf_counter(), prepared.checkpoint.bytes_at(rate)
+    report = prepared.save(prepared.fit(target), directory, overwrite=False, begun=started, target=target)
+    found = compare(directory)
+    assert found.kl_nats is not None  # compared with a reference
+    return SweepRow(
+        rate, report.file_bytes, report.bits_per_param, found.kl_nats, found.kl_interval, found.perplexity,
+        report.seconds,
+    )  # fmt: skip
+
+
+def checked_rates(bits: Sequence[float]) -> list[float]:
+    """Rates in bits per parameter, each once, lowest first.
+
+    Raises:
+        TrueaxisError: There are none, or one is not positive.
+    """
     if not bits or not all(math.isfinite(rate) and rate > 0 for rate in bits):
         raise TrueaxisError(f"bits: expected positive numbers, found {list(bits)}")
     return sorted(set(bits))

@@ -105,3 +105,4 @@ def test_bad_input_is_refused(tiny_llama: Path, tokens: Path, compressed_llama: 
     refuse(TrueaxisError, "neither a file nor one of", recipes=["wonder"])
     refuse(TrueaxisError, "either text files", text=["a.txt"])
     refuse(CalibrationError, "of the evaluation text was calibrated on", tokens=tokens)
+    refuse(TrueaxisError, "bits: expected positive numbers", bits=[])

@@ -16,6 +16,7 @@ import numpy as np
 from trueaxis import _core
 from trueaxis.align.basis import SLOPE
 from trueaxis.align.network import Alignment, Change, Network
+from trueaxis.align.part import join
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, fit_tables
 from trueaxis.entropy.stream import segment
 from trueaxis.metric.calibrate import calibrate, hash_tokens, minimum_tokens
@@ -80,7 +81,7 @@ def turned(alignment: Alignment, changes: Mapping[str, Change]) -> Alignment:
     """An alignment with more changes after its own."""
     found = dict(alignment.changes)
     for name, change in changes.items():
-        found[name] = found[name].joined(change)
+        join(found, name, change)
     return replace(alignment, changes=found)
 
 

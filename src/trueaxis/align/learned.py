@@ -20,8 +20,8 @@ import numpy as np
 
 from trueaxis.align.gauge import LARGEST_KL_NATS, aligned_by, exact_parts, moved_nats
 from trueaxis.align.held_out import coded_cost, divided, turned
-from trueaxis.align.network import Alignment, Change, Network
-from trueaxis.align.part import Turn, join
+from trueaxis.align.network import Alignment, Network
+from trueaxis.align.part import Turn
 from trueaxis.align.straight import StraightThrough
 from trueaxis.align.trial import Tried, pieces_of, summed, tried
 from trueaxis.recipe import Learned
@@ -48,11 +48,9 @@ def learned(stage: Learned, network: Network) -> Alignment:
         return start
     seen, held, tokens = divided(network)
     rotations, curve = _descended(stage, seen, start, turns, tokens)
-    changes: dict[str, Change] = {}
+    found = start
     for turn, rotation in zip(turns, rotations, strict=True):
-        for name, change in turn.changes(rotation).items():
-            join(changes, name, change)
-    found = turned(start, changes)
+        found = turned(found, turn.changes(rotation))
     costs = {"start": coded_cost(seen, held, start), "learned": coded_cost(seen, held, found)}
     better = costs["learned"] < costs["start"] and moved_nats(network, found.changes, found.products) < LARGEST_KL_NATS
     learning = Learning(stage.proxy, stage.distortion, tuple(curve), costs, "learned" if better else "start")

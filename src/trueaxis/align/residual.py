@@ -40,19 +40,23 @@ def residual(network: Network, axes: str) -> Part:
     chosen, rotation, saved = chosen_axes(axes, _without_mean(terms) if centred else terms, network)
     if saved < WORTHWHILE_BITS and axes == "best":
         told = f"own axes: others would save {saved:.4f} bits" if saved else "own axes: others save no more than chance"
-        return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
+        return _left_alone(told)
     name = f"residual:{chosen}"
     products = _products(network, name, rotation, centred)
     paid = sum(_map_bits(network, product) for product in products)
     weights = sum(weight.size for weight in (*readers, *writers))
     if paid >= saved * weights and axes == "best":
         told = f"own axes: {chosen} would save {saved:.4f} bits, and cost {paid / weights:.4f}"
-        return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
+        return _left_alone(told)
     changes = _around_layer_norms(network, name, rotation) if centred else _around_rms_norms(network, name, rotation)
     cost = f", and {products[0].name} costs {paid / weights:.4f}" if products else ""
     turns = () if products else (_turn(network, changes, rotation.shape[0]),)  # S follows only these axes
     space = Space("residual", chosen, saved)
     return Part("residual", f"{chosen}, saves {saved:.4f} bits{cost}", changes, turns, (space,), products)
+
+
+def _left_alone(told: str) -> Part:
+    return Part("residual", told, spaces=(Space("residual", "identity", 0.0),))
 
 
 def _turn(network: Network, changes: dict[str, Change], width: int) -> Turn:

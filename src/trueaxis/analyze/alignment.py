@@ -26,19 +26,19 @@ def by_system(table: Table, *figures: str) -> dict[str, object]:
     return found
 
 
-def _gained(table: Table, figure: str) -> Array:
+def gained(table: Table, figure: str) -> Array:
     """Of the aligned axes, less that of the own."""
     return table.halves(figure, table.aligned) - table.halves(figure, OWN)
 
 
 def saved_bits(subject: Subject) -> Measured:
     """Estimated bits per weight of the own axes less those of the aligned ones, at equal D."""
-    return Measured(-_gained(subject.table, "estimated_bits"), by_system(subject.table, "estimated_bits"))
+    return Measured(-gained(subject.table, "estimated_bits"), by_system(subject.table, "estimated_bits"))
 
 
 def concentration(subject: Subject) -> Measured:
     """AM/GM gain of column energies, aligned less own."""
-    return Measured(_gained(subject.table, "concentration_bits"), by_system(subject.table, "concentration_bits"))
+    return Measured(gained(subject.table, "concentration_bits"), by_system(subject.table, "concentration_bits"))
 
 
 def predictability(subject: Subject) -> Measured:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueaxis.analyze.alignment import OWN, RANDOM, by_system
+from trueaxis.analyze.alignment import OWN, RANDOM, by_system, gained
 from trueaxis.analyze.claim import Claim, Measured
 
 if TYPE_CHECKING:
@@ -29,8 +29,7 @@ def rotation_stabilizes(subject: Subject) -> Measured:
 def outliers_vanish(subject: Subject) -> Measured:
     """Kurtosis given the scale of the column, own less aligned."""
     table = subject.table
-    gone = table.halves("scaled_kurtosis", OWN) - table.halves("scaled_kurtosis", table.aligned)
-    return Measured(gone, by_system(table, "scaled_kurtosis"))
+    return Measured(-gained(table, "scaled_kurtosis"), by_system(table, "scaled_kurtosis"))
 
 
 def curvature_makes_outliers(subject: Subject) -> Measured:
@@ -41,16 +40,15 @@ def curvature_makes_outliers(subject: Subject) -> Measured:
 
 def dead_zones_appear(subject: Subject) -> Measured:
     """Share of columns under the water level at 2 bits, aligned less own."""
-    table, figure = subject.table, f"dead_columns_{RATE}"
+    table = subject.table
     rates = [name for name in table.figures if name.startswith(("dead_columns", "zeros"))]
-    return Measured(table.halves(figure, table.aligned) - table.halves(figure, OWN), by_system(table, *rates))
+    return Measured(gained(table, f"dead_columns_{RATE}"), by_system(table, *rates))
 
 
 def alignment_suits_uniform(subject: Subject) -> Measured:
     """Bits that four uniform levels lose against Lloyd–Max, own less aligned."""
     table = subject.table
-    gained = table.halves("uniform_loss_bits", OWN) - table.halves("uniform_loss_bits", table.aligned)
-    return Measured(gained, by_system(table, "uniform_loss_bits"))
+    return Measured(-gained(table, "uniform_loss_bits"), by_system(table, "uniform_loss_bits"))
 
 
 def coded_uniform_suffices(subject: Subject) -> Measured:

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,17 @@ class PeerError(TrueaxisError):
     def __init__(self, message: str, *, whole: bool) -> None:
         super().__init__(message)
         self.whole = whole
+
+
+def find_peers(names: Sequence[str]) -> list[Peer]:
+    """Peers by name.
+
+    Raises:
+        TrueaxisError: One is unknown; the message lists the names.
+    """
+    if unknown := sorted(set(names) - PEERS.keys()):
+        raise TrueaxisError(f"{unknown[0]}: no such peer; those known are {', '.join(PEERS)}")
+    return [PEERS[name] for name in names]
 
 
 def run_peer(peer: Peer, setting: str, checkpoint: Checkpoint, folder: Path) -> Made:

@@ -11,10 +11,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from trueaxis.comparison.peer import PEERS, Made, Peer, PeerError, run_peer
-from trueaxis.evaluation import Comparison, read_evaluation, require_unseen
+from trueaxis.comparison.peer import PEERS, Made, Peer, PeerError, find_peers, run_peer
+from trueaxis.evaluation import Comparison, read_ids, require_unseen
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
@@ -23,7 +24,8 @@ from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import COMPARED
 from trueaxis.recipe import recipe as find_recipe
-from trueaxis.types import Evaluation, TargetError, TrueaxisError
+from trueaxis.sweep import checked_rates
+from trueaxis.types import Evaluation, TargetError
 
 REFERENCE_RECIPE = "default"
 
@@ -104,35 +106,27 @@ def compare(
     Example:
         >>> trueaxis.compare("llama", bits=[3, 4], text=["test.txt"], calibration=["text.txt"])   # doctest: +SKIP
     """
-    if unknown := sorted(set(peers) - PEERS.keys()):
-        raise TrueaxisError(f"{unknown[0]}: no such peer; those known are {', '.join(PEERS)}")
-    checkpoint, chosen = Checkpoint.open(model), [find_recipe(name) for name in recipes]
-    if bool(text) == (tokens is not None):
-        raise TrueaxisError("give what to evaluate on: either text files (--text) or token ids (--tokens), not both")
-    ids = read_evaluation(checkpoint.path, text or [tokens or ""])
-    rates, workers = sorted(set(bits)), threads or default_threads()
+    others, rates = find_peers(peers), checked_rates(bits)
+    checkpoint = Checkpoint.open(model)
+    chosen = {name: find_recipe(name) for name in (REFERENCE_RECIPE, *recipes)}
+    ids = read_ids(checkpoint.path, text, tokens)
     with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
         work = Path(folder)
         file = Path(statistics) if statistics is not None else work / "statistics.safetensors"
         if not file.exists():
-            weights = trace(checkpoint)
-            obtain_statistics(checkpoint, weights, calibration, None, seed, device, progress).save(file)
-
-        def prepared_by(name: str) -> Prepared:
-            expected = int(sum(rates) / len(rates) * checkpoint.parameters / 8)
-            return prepare(
-                checkpoint, find_recipe(name), expected, (), file,
-                seed=seed, threads=workers, device=device, progress=progress,
-            )  # fmt: skip
-
+            obtain_statistics(checkpoint, trace(checkpoint), calibration, None, seed, device, progress).save(file)
+        prepared_by = partial(
+            prepare, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=(), statistics=file,
+            seed=seed, threads=threads or default_threads(), device=device, progress=progress,
+        )  # fmt: skip
         trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)
-        reference = prepared_by(REFERENCE_RECIPE)
+        reference = prepared_by(chosen[REFERENCE_RECIPE])
         require_unseen(ids, reference.statistics)
-        for name, recipe in zip(recipes, chosen, strict=True):
-            prepared = reference if recipe == reference.recipe else prepared_by(name)
-            trial.recipe(name, prepared, [(f"{rate:g} bits", int(rate * checkpoint.parameters / 8)) for rate in rates])
-        for name in peers:
-            trial.peer(PEERS[name], reference)
+        for name in recipes:
+            prepared = reference if chosen[name] == reference.recipe else prepared_by(chosen[name])
+            trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
+        for peer in others:
+            trial.peer(peer, reference)
         original = trial.compare(checkpoint.path)
     return ComparisonReport(
         str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
@@ -171,9 +165,8 @@ class _Trial:
                 try:
                     made = run_peer(peer, setting, self.checkpoint, Path(folder))
                 except PeerError as error:
-                    self.absent[f"{peer.name} {setting}"] = str(error)
+                    self.absent[peer.name if error.whole else f"{peer.name} {setting}"] = str(error)
                     if error.whole:
-                        self.absent[peer.name] = self.absent.pop(f"{peer.name} {setting}")
                         return
                     continue
                 yield setting, made, Path(folder) / "dense"

@@ -127,6 +127,10 @@ class Checkpoint:
         """Number of parameters; tied ones count once."""
         return sum(math.prod(entry.shape) for name, entry in self.entries.items() if name not in self.aliases)
 
+    def bytes_at(self, bits: float) -> int:
+        """Bytes of a file that takes so many bits per parameter."""
+        return int(bits * self.parameters / 8)
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the configuration and of every byte of every shard: 32 hex digits (BLAKE2b, 16 bytes)."""
