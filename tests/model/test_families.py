@@ -274,10 +274,9 @@ def _slice(index: int) -> Record:
 @pytest.mark.parametrize(
     ("shape", "records", "message"),
     [
-        ((4, 5), [Record(RecordType.TRANSFORM, b"\2"), RESIDUAL], "transform of kind 02 is unknown"),
+        ((4, 5), [Record(RecordType.TRANSFORM, b"\3"), RESIDUAL], "transform of kind 03 is unknown"),
         ((4, 5), [Record(RecordType.TRANSFORM, b"\1"), RESIDUAL], "transform 01 is damaged"),
         ((4, 5), [Record(RecordType.TRANSFORM, b"\1\4"), RESIDUAL], "transform 0104 is damaged"),
-        ((4, 5), [REFLECTED, REFLECTED, RESIDUAL], "transform 0101 is damaged or out of place"),
         ((4, 5), [REFLECTED, TURN, RESIDUAL], "transform 00 is damaged or out of place"),
         ((4, 5), [REFLECTED], "0 matrices do not make"),
         ((4, 5), [Record(RecordType.TRANSFORM, b""), RESIDUAL], "transform of kind none is unknown"),
