@@ -44,12 +44,15 @@ class Assembled:
         tensor_bytes: Name → bytes of its records and its share of shared streams and tables.
         file_bytes: The rate's bytes: *.safetensors, their index, growth of config.json.
         header_bytes: The part of them that belongs to no tensor.
+        matrices, tables: What they were made of.
     """
 
     files: Mapping[str, bytes]
     tensor_bytes: Mapping[str, float]
     file_bytes: int
     header_bytes: int
+    matrices: Sequence[tuple[Weight, Quantized]]
+    tables: Tables
 
 
 def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:
@@ -139,7 +142,7 @@ def assemble(
     growth = len(files[CONFIG]) - header["config_bytes"]
     account = _account(matrices, entries, model_records, groups, tables)
     total = weights_bytes + max(0, growth)
-    return Assembled(files, account, total, total - round(sum(account.values())))
+    return Assembled(files, account, total, total - round(sum(account.values())), matrices, tables)
 
 
 def _config_with_dtype(checkpoint: Checkpoint) -> dict[str, Any]:

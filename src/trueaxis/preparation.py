@@ -22,6 +22,7 @@ import numpy as np
 from trueaxis.accounting import tensor_reports
 from trueaxis.align.gauge import gauge, identity
 from trueaxis.align.learned import learned
+from trueaxis.align.loss import LOSSES
 from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
@@ -29,19 +30,20 @@ from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
 from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
-from trueaxis.metric.source import obtain_statistics
+from trueaxis.metric.source import calibration_tokens, obtain_statistics
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.parallel import ordered_map
-from trueaxis.passes import Job, Passes
+from trueaxis.passes import Job, Passes, Write
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
 from trueaxis.quantize.plan import Planner, reference_for
-from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, Recipe
+from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, NoTuning, Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
 from trueaxis.staging import staged_directory
+from trueaxis.tuning import TUNERS, Lessons
 from trueaxis.types import CompressionReport, Evaluation, Quantized, Weight
 
 REPORT = "trueaxis.json"
@@ -64,6 +66,8 @@ class Prepared:
         threads: Workers; the bytes do not depend on it.
         progress: Told of every pass.
         sources: Name of a matrix that another tensor is multiplied by → name of that tensor.
+        seed, device: Of whatever is drawn and run after the search.
+        calibration: Files of calibration text, for tuning.
     """
 
     checkpoint: Checkpoint
@@ -77,6 +81,9 @@ class Prepared:
     threads: int
     progress: Progress
     sources: Mapping[str, str]
+    seed: int = 0
+    device: str = "cpu"
+    calibration: Sequence[str | Path] = ()
 
     def fit(self, target: int) -> Assembled:
         """The files at a size.
@@ -102,7 +109,18 @@ class Prepared:
         plans = [job.plan for job in self.jobs]
         start = first_c(plans, 8.0 * max(target - fixed, 1))
         size = sum(job.coded.size for job in self.jobs)
-        return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
+        found = search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
+        return self._tuned(found, write, target)
+
+    def _tuned(self, found: Assembled, write: Write, target: int) -> Assembled:
+        """Files after tuning, if they fit."""
+        if isinstance(self.recipe.tune, NoTuning):
+            return found
+        tokens = calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
+        fixed = frozenset(self.sources.values())
+        lessons = Lessons(self.checkpoint, tokens, fixed, self.seed, self.device, self.progress)
+        tuned = TUNERS[type(self.recipe.tune)].tune(self.recipe.tune, lessons, self.jobs, found, write)
+        return tuned if tuned.file_bytes <= target else found
 
     def save(
         self,
@@ -191,7 +209,10 @@ def prepare(
         "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
     }
     sources = {product.name: product.source for product in alignment.products}
-    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources)
+    return Prepared(
+        checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources,
+        seed, device, calibration,
+    )  # fmt: skip
 
 
 def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
@@ -199,6 +220,7 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
     planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
     split = FUNCTIONS[type(recipe.function)](recipe.function, network)
     weights = [weight for weight in network.weights if weight.role != "exact"]
+    fine = TUNERS[type(recipe.tune)].plan
     spaces = [list(group) for _, group in itertools.groupby(weights, lambda weight: weight.space or weight.name)]
 
     def prepared(group: Sequence[Weight]) -> list[Job]:
@@ -208,8 +230,10 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
             check_finite(weight.name, matrix)
             metric = network.metric(weight)
             aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
-            for coded in split(weight, aligned):
-                plan = planner.plan(coded.weight, coded.values, coded.metric)
+            changed = alignment.changes.get(weight.name)
+            cost = LOSSES[type(recipe.metric)](recipe.metric, weight, aligned.metric, changed, network.statistics)
+            for coded in split(weight, replace(aligned, metric=cost)):
+                plan = fine(planner.plan(coded.weight, coded.values, coded.metric))
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))

@@ -23,6 +23,16 @@ VERSION = 0
 
 
 @dataclass(frozen=True)
+class Layerwise:
+    """Metric: the error of each layer's own output, layers weighed against each other by noise."""
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Metric: what errors do to the model's predictions, to second order; see align/loss.py."""
+
+
+@dataclass(frozen=True)
 class Identity:
     """Align: keep the checkpoint's own axes."""
 
@@ -117,7 +127,7 @@ class Feedback:
     effort: str = "default"
     damping: float = 1e-3
     rate_weight: float = 0.045
-    row_exponent: float = 0.5
+    row_exponent: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -195,7 +205,26 @@ class RansPooled:
     chain: int = 1 << 20
 
 
+@dataclass(frozen=True)
+class NoTuning:
+    """Tune: nothing; the file is what the search found."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """Tune: a gain for every column of every matrix, trained by the KL from the original on calibration text.
+
+    Attributes:
+        tokens: Tokens to read; text is read again where there is less of it.
+        rate: Largest move per step, in octaves per relative error of a column.
+    """
+
+    tokens: int = 65_536
+    rate: float = 0.02
+
+
 STAGES: dict[str, dict[str, type]] = {
+    "metric": {"layerwise": Layerwise, "fisher": Fisher},
     "align": {"identity": Identity, "gauge": Gauge, "learned": Learned},
     "function": {"none": NoFunction, "lowrank": LowRank},
     "quantize": {
@@ -207,6 +236,7 @@ STAGES: dict[str, dict[str, type]] = {
         "watersic-core": WaterSicCore,
     },
     "entropy": {"rans": Rans, "rans-pooled": RansPooled},
+    "tune": {"none": NoTuning, "gains": Gains},
 }
 Quantizer = Feedback | RoundToNearest | Gptq | GptqUniform | WaterSic | WaterSicCore
 Coder = Rans | RansPooled
@@ -227,6 +257,8 @@ class Recipe:
     function: NoFunction | LowRank = field(default_factory=NoFunction)
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
+    metric: Layerwise | Fisher = field(default_factory=Fisher)
+    tune: NoTuning | Gains = field(default_factory=NoTuning)
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, RansPooled) and isinstance(self.quantize, Feedback):
@@ -272,9 +304,11 @@ NAMED: dict[str, Recipe] = {
     "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off", "off")),
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off", "off")),
     "gauge": Recipe(),
+    "layerwise": Recipe(metric=Layerwise(), quantize=Feedback(row_exponent=0.5)),
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
+    "tuned": Recipe(tune=Gains()),
     "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
     "best": Recipe(quantize=Feedback(effort="best")),
     "gptq": Recipe(Identity(), quantize=Gptq()),
@@ -358,6 +392,8 @@ RANGES = {
     "group": (1, 1 << 30),
     "lanes": (1, 32),
     "chain": (1, 1 << 40),
+    "tokens": (1, 1 << 40),
+    "rate": (0.0, 1.0),
 }
 
 

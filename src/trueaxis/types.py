@@ -130,13 +130,15 @@ class Metric:
         row_weights: ρ [m] float64, or None for ones.
         sensitivity: g, rise of the model's KL in nats per unit of the layer's own D.
         embedding_weights: For a tied matrix, the weights [m] of its rows as an embedding: a second term
-            Σᵢ εᵢ |eᵢ|² is added to D. None otherwise.
+            Σᵢ εᵢ (eᵢ K eᵢᵀ) is added to D. None otherwise.
+        embedding_moment: K [n, n] of that term; None means the identity.
     """
 
     second_moment: Array | None
     row_weights: Array | None = None
     sensitivity: float = 1.0
     embedding_weights: Array | None = None
+    embedding_moment: Array | None = None
 
 
 class Transform(Protocol):

@@ -25,6 +25,8 @@ def _statistics(seed: int, sensitivities: dict[str, float]) -> Statistics:
         (Chunk("text", 10 * seed, 10 * seed + 9, 1),),
         np.sort(rng.integers(0, 2**60, 7, dtype=np.uint64)),
         sensitivities,
+        {"w": rows.T @ rows},
+        10,
     )
 
 
@@ -34,6 +36,8 @@ def test_save_and_load(tmp_path: Path) -> None:
     loaded = load_statistics(tmp_path / "s.safetensors")
     for name in ("sums", "totals"):
         assert np.array_equal(getattr(loaded, name)["s"], getattr(saved, name)["s"])
+    assert np.array_equal(loaded.gradients["w"], saved.gradients["w"])
+    assert loaded.gradient_tokens == saved.gradient_tokens
     assert np.array_equal(loaded.shingles, saved.shingles)
     assert loaded.shingles.dtype == np.uint64
     assert np.array_equal(loaded.token_counts, saved.token_counts)
@@ -46,6 +50,9 @@ def test_merge_adds() -> None:
     merged = merge(one, other)
     assert np.array_equal(merged.sums["s"], one.sums["s"] + other.sums["s"])
     assert np.allclose(merged.second_moment("s"), (one.sums["s"] + other.sums["s"]) / 20)
+    moment = merged.output_moment("w")
+    assert moment is not None
+    assert np.allclose(moment, (one.gradients["w"] + other.gradients["w"]) / 20)
     assert np.allclose(merged.mean("s"), (one.totals["s"] + other.totals["s"]) / 20)
     assert np.array_equal(merged.shingles, np.union1d(one.shingles, other.shingles))
     assert 1 < merged.sensitivities["a"] < 3
@@ -74,12 +81,12 @@ def test_files_that_are_no_statistics(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match=r"is missing or no readable statistics file"):
         load_statistics(file)
     save_file({"x": np.zeros(1)}, file)
-    with pytest.raises(CalibrationError, match=r"expected statistics of version 2, found None"):
+    with pytest.raises(CalibrationError, match=r"expected statistics of version 3, found None"):
+        load_statistics(file)
+    save_file({"x": np.zeros(1)}, file, metadata={"trueaxis-statistics": '{"version": 4}'})
+    with pytest.raises(CalibrationError, match=r"expected statistics of version 3, found 4; calibrate again"):
         load_statistics(file)
     save_file({"x": np.zeros(1)}, file, metadata={"trueaxis-statistics": '{"version": 3}'})
-    with pytest.raises(CalibrationError, match=r"expected statistics of version 2, found 3; calibrate again"):
-        load_statistics(file)
-    save_file({"x": np.zeros(1)}, file, metadata={"trueaxis-statistics": '{"version": 2}'})
     with pytest.raises(CalibrationError, match=r"the statistics are incomplete"):
         load_statistics(file)
     _statistics(1, {}).save(file)

@@ -3,7 +3,7 @@
     Statistics ─▶ metric_for ─▶ Metric ─▶ distance, damped_cholesky      what an error costs
                                    └────▶ limit_bits                     the bits that cost is worth
 
-Everything is NumPy float64. D = Σᵢ ρᵢ (eᵢ H eᵢᵀ) + Σᵢ εᵢ |eᵢ|², the metric of `types.Metric` without g.
+Everything is NumPy float64. D = Σᵢ ρᵢ (eᵢ H eᵢᵀ) + Σᵢ εᵢ (eᵢ K eᵢᵀ), the metric of `types.Metric` without g.
 
 References: Cover & Thomas, Elements of Information Theory, 10.3.3 (reverse water-filling);
 WaterSIC, arXiv 2603.04956 (the same limit for a linear layer under E[x xᵀ]);
@@ -126,14 +126,17 @@ def distance(error: Array, metric: Metric) -> float:
     """
     import torch
 
-    squares = np.einsum("ij,ij->i", error, error, dtype=np.float64)
-    rows = squares
-    if metric.second_moment is not None:  # torch minds the number of threads; the BLAS of NumPy does not
-        moved = torch.from_numpy(error) @ torch.from_numpy(metric.second_moment.astype(error.dtype, copy=False))
-        rows = np.einsum("ij,ij->i", moved.numpy(), error, dtype=np.float64)
-    total = rows.sum() if metric.row_weights is None else rows @ metric.row_weights
+    def rows(moment: Array | None) -> Array:
+        if moment is None:
+            return np.einsum("ij,ij->i", error, error, dtype=np.float64)
+        # torch minds the number of threads; the BLAS of NumPy does not
+        moved = torch.from_numpy(error) @ torch.from_numpy(moment.astype(error.dtype, copy=False))
+        return np.einsum("ij,ij->i", moved.numpy(), error, dtype=np.float64)
+
+    found = rows(metric.second_moment)
+    total = found.sum() if metric.row_weights is None else found @ metric.row_weights
     if metric.embedding_weights is not None:
-        total += squares @ metric.embedding_weights
+        total += rows(metric.embedding_moment) @ metric.embedding_weights
     return float(total)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from trueaxis.metric.calibrate import calibrate, load_tokens, minimum_tokens, tokenize
+from trueaxis.metric.calibrate import calibrate, hash_tokens, load_tokens, minimum_tokens, tokenize
+from trueaxis.metric.gradient import measure_gradients
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
@@ -61,16 +62,57 @@ def obtain_statistics(
         measured = one if measured is None else merge(measured, one)
     assert measured is not None  # `parts` is not empty
     if measured.unrun:
-        sensitivities = assume_sensitivities(checkpoint, weights, measured)
+        measured = replace(measured, sensitivities=assume_sensitivities(checkpoint, weights, measured))
     else:
-        sensitivities = measure_sensitivities(
-            checkpoint, weights, measured, parts[0], seed, device=device,
-            progress=lambda done, total, _: progress("sensitivity", done, total),
-        )  # fmt: skip
-    measured = replace(measured, sensitivities=sensitivities, source=source)
+        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress)
+    measured = replace(measured, source=source)
     if file is not None:
         measured.save(file)
     return measured
+
+
+def _with_effects(
+    checkpoint: Checkpoint,
+    weights: Sequence[Weight],
+    measured: Statistics,
+    tokens: Array,
+    seed: int,
+    device: str,
+    progress: Progress,
+) -> Statistics:
+    """Statistics with what errors do to the model's output: sensitivities and gradients."""
+    sensitivities = measure_sensitivities(
+        checkpoint, weights, measured, tokens, seed, device=device,
+        progress=lambda done, total, _: progress("sensitivity", done, total),
+    )  # fmt: skip
+    gradients = measure_gradients(
+        checkpoint, weights, tokens, seed, device=device,
+        progress=lambda done, total, _: progress("gradients", done, total),
+    )  # fmt: skip
+    return replace(measured, sensitivities=sensitivities, gradients=gradients.sums, gradient_tokens=gradients.tokens)
+
+
+def calibration_tokens(
+    checkpoint: Checkpoint,
+    weights: Sequence[Weight],
+    calibration: Sequence[str | Path],
+    statistics: Statistics,
+    seed: int,
+) -> Array:
+    """Token ids [sequences, length] of the text behind statistics, to be read again.
+
+    Raises:
+        CalibrationError: The statistics were made from a text that is not at hand.
+    """
+    if calibration:
+        tokens = read_tokens(checkpoint.path, calibration)[0]
+        if hash_tokens(tokens) in statistics.text_hashes:
+            return tokens
+    elif statistics.source == "sampled":
+        return sample_tokens(checkpoint, minimum_tokens(weights), seed=seed)
+    raise CalibrationError(
+        "tuning reads the calibration text again: give the text that the statistics were made from (--calibration)"
+    )
 
 
 def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Array]:

@@ -24,7 +24,7 @@ from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import Array, CalibrationError
 
 _FORMAT = "trueaxis-statistics"
-_VERSION = 2
+_VERSION = 3
 
 
 class Chunk(NamedTuple):
@@ -50,6 +50,9 @@ class Statistics:
         shingles: uint64, sorted hashes of the text's shingles, see sketch.py.
         sensitivities: Name of a weight → KL in nats per unit of D; for a tied matrix under "NAME#embedding"
             and "NAME#head"; for experts under their group. May be empty.
+        gradients: The keys of sensitivities → Σ g gᵀ of outputs, float64 [m, m], or sums for every row [m]; see
+            gradient.py. Empty where the model has no KL.
+        gradient_tokens: Tokens that these are summed over.
         unheard: Spaces that the model has but calibration could not listen to, sorted.
         unrun: Why the model could not be run at all; empty if it was.
         source: "text" that was given, "sampled" from the model, or "text, sampled" where both were merged.
@@ -63,6 +66,8 @@ class Statistics:
     chunks: tuple[Chunk, ...]
     shingles: Array
     sensitivities: Mapping[str, float] = field(default_factory=dict)
+    gradients: Mapping[str, Array] = field(default_factory=dict)
+    gradient_tokens: int = 0
     unheard: tuple[str, ...] = ()
     unrun: str = ""
     source: str = "text"
@@ -88,6 +93,10 @@ class Statistics:
             raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
         return self.totals[space] / max(self.tokens[space], 1)
 
+    def output_moment(self, key: str) -> Array | None:
+        """G = Σ g gᵀ / tokens [m, m], or its diagonal [m] where only that was summed; None where nothing was."""
+        return self.gradients[key] / self.gradient_tokens if key in self.gradients else None
+
     def require(self, checkpoint: Checkpoint) -> None:
         """Raise CalibrationError unless these statistics are of this checkpoint."""
         if self.fingerprint != checkpoint.fingerprint:
@@ -103,6 +112,7 @@ class Statistics:
 
         tensors = {f"sum/{space}": value for space, value in self.sums.items()}
         tensors |= {f"total/{space}": value for space, value in self.totals.items()}
+        tensors |= {f"gradient/{key}": value for key, value in self.gradients.items()}
         tensors |= {"token_counts": self.token_counts, "shingles": self.shingles}
         header = {
             "version": _VERSION,
@@ -110,6 +120,7 @@ class Statistics:
             "tokens": dict(self.tokens),
             "chunks": self.chunks,
             "sensitivities": dict(self.sensitivities),
+            "gradient_tokens": self.gradient_tokens,
             "unheard": self.unheard,
             "unrun": self.unrun,
             "source": self.source,
@@ -165,6 +176,8 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         tuple(Chunk(str(text), int(first), int(last), int(length)) for text, first, last, length in header["chunks"]),
         tensors["shingles"],
         {str(name): float(value) for name, value in header["sensitivities"].items()},
+        {name.removeprefix("gradient/"): value for name, value in tensors.items() if name.startswith("gradient/")},
+        int(header["gradient_tokens"]),
         tuple(str(space) for space in header["unheard"]),
         str(header["unrun"]),
         str(header.get("source", "text")),
@@ -201,6 +214,8 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         tuple(sorted(first.chunks + second.chunks)),
         keep_smallest(np.union1d(first.shingles, second.shingles)),
         _average_sensitivities(first, second),
+        {key: value + second.gradients[key] for key, value in first.gradients.items() if key in second.gradients},
+        first.gradient_tokens + second.gradient_tokens,
         first.unheard,
         first.unrun,
         first.source if first.source == second.source else "text, sampled",

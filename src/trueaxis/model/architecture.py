@@ -73,7 +73,11 @@ def parameter(model: Any, name: str) -> Any:
 
 def locate(model: Any, place: Place) -> Any:
     """A matrix of the running model as a view [m, n]: what is added to it is added to the model."""
-    found = parameter(model, place.parameter)
+    return part_of(parameter(model, place.parameter), place)
+
+
+def part_of(found: Any, place: Place) -> Any:
+    """The matrix [m, n] that lies at a place, of its parameter or of that one's gradient."""
     found = found if place.expert is None else found[place.expert]
     found = found.T if place.transposed else found
     index, parts = place.part

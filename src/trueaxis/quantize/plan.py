@@ -112,10 +112,11 @@ def factorize(matrix: Array, damping: float, by: Order = "descending") -> Factor
 
 
 def effective_moment(metric: Metric, columns: int) -> Array | None:
-    """The one input metric that the feedback uses: H, plus the mean embedding weight where the matrix is tied."""
+    """The one input metric that the feedback uses: H, and the mean embedding weight times K if the matrix is tied."""
     if metric.second_moment is None or metric.embedding_weights is None:
         return metric.second_moment
-    return metric.second_moment + float(metric.embedding_weights.mean()) * np.eye(columns)
+    looked_up = np.eye(columns) if metric.embedding_moment is None else metric.embedding_moment
+    return metric.second_moment + float(metric.embedding_weights.mean()) * looked_up
 
 
 def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
@@ -139,12 +140,15 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
 
 def row_importance(metric: Metric, rows: int) -> Array:
     """Weight of each row's error relative to the mean metric [m]."""
-    if metric.row_weights is not None:
-        return metric.row_weights
+    weights = np.ones(rows) if metric.row_weights is None else metric.row_weights
     if metric.embedding_weights is None or metric.second_moment is None:
-        return np.ones(rows)
+        return weights
     head = float(np.diag(metric.second_moment).mean())
-    return (head + metric.embedding_weights) / (head + float(metric.embedding_weights.mean()))
+    looked_up = 1.0 if metric.embedding_moment is None else float(np.diag(metric.embedding_moment).mean())
+    total = head * float(weights.mean()) + looked_up * float(metric.embedding_weights.mean())
+    if total == 0:
+        return weights
+    return (head * weights + looked_up * metric.embedding_weights) / total
 
 
 def _exponent(stage: Feedback, metric: Metric) -> float:

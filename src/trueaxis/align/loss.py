@@ -1,0 +1,75 @@
+"""Loss: what errors of a matrix cost the model's own predictions, in the coordinates of the file.
+
+    layerwise   D = g · ‖E x‖² of each layer by itself, g measured with noise
+    fisher      D = g · Σᵢ ρᵢ (eᵢ H eᵢᵀ) with ρ ∝ diag G; of an embedding H is the G of what it puts out
+
+The scale g stays the one that noise showed: gradients of single tokens miss what errors of neighbours do together, as
+where attention averages values. An output that turns takes its G along: G′ = S G Sᵀ for orthogonal S. A matrix whose
+gradients were not heard stays layerwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trueaxis.align.maps import Map, moment
+from trueaxis.align.network import Change
+from trueaxis.metric.metric import embedding_key, head_key
+from trueaxis.metric.statistics import Statistics
+from trueaxis.recipe import Fisher, Layerwise
+from trueaxis.types import Array, Metric, Weight
+
+FLOOR = 1e-4  # of the mean: a row that no gradient was seen for still has a finite step
+
+
+def layerwise(
+    stage: Layerwise, weight: Weight, metric: Metric, change: Change | None, statistics: Statistics
+) -> Metric:
+    """The metric as alignment left it."""
+    return metric
+
+
+def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None, statistics: Statistics) -> Metric:
+    """The metric with directions that follow gradients of the model's predictions; its scale stays as measured.
+
+    Args:
+        weight: Which matrix.
+        metric: In the coordinates of the file, layerwise.
+        change: How its coordinates changed, or None.
+        statistics: With gradients in the original coordinates.
+    """
+    reads, writes = (change.reads, change.writes) if change else ((), ())
+    looked_up = statistics.output_moment(embedding_key(weight.name) if weight.role == "tied" else weight.name)
+    if weight.role == "embedding":
+        return metric if looked_up is None else replace(metric, second_moment=_relative_moment(reads, looked_up))
+    if weight.role == "tied":
+        rows = statistics.output_moment(head_key(weight.name))
+        if rows is None or looked_up is None or metric.second_moment is None:
+            return metric
+        return replace(metric, row_weights=_relative(rows), embedding_moment=_relative_moment(reads, looked_up))
+    found = statistics.output_moment(weight.name)
+    if found is None:
+        return metric
+    return replace(metric, row_weights=_relative(found if found.ndim == 1 else np.diag(moment(writes, found))))
+
+
+def _relative(rows: Array) -> Array:
+    """Row weights of mean 1, none of them zero."""
+    floored = np.maximum(rows, FLOOR * float(rows.mean()) or 1.0)
+    return floored / float(floored.mean())
+
+
+def _relative_moment(steps: Map, found: Array) -> Array:
+    """A moment in new coordinates with a diagonal of mean 1."""
+    turned = moment(steps, found)
+    return turned / (float(np.diag(turned).mean()) or 1.0)
+
+
+LOSSES: dict[type, Callable[[Any, Weight, Metric, Change | None, Statistics], Metric]] = {
+    Layerwise: layerwise,
+    Fisher: fisher,
+}
