@@ -24,6 +24,8 @@ from trueaxis.recipe import Fisher, Layerwise
 from trueaxis.types import Array, Metric, Weight
 
 FLOOR = 1e-4  # of the mean: a row that no gradient was seen for still has a finite step
+ISOTROPIC = 0.05  # share of an embedding's moment that is the identity: in its flattest directions gradients
+# promise what holds for small errors only, and feedback in axes far from its own would pile errors up there
 
 
 def layerwise(
@@ -64,9 +66,10 @@ def _relative(rows: Array) -> Array:
 
 
 def _relative_moment(steps: Map, found: Array) -> Array:
-    """A moment in new coordinates with a diagonal of mean 1."""
+    """A moment in new coordinates with a diagonal of mean 1, no direction of which is free."""
     turned = moment(steps, found)
-    return turned / (float(np.diag(turned).mean()) or 1.0)
+    scaled = turned * ((1 - ISOTROPIC) / (float(np.diag(turned).mean()) or 1.0))
+    return scaled + ISOTROPIC * np.eye(len(scaled))
 
 
 LOSSES: dict[type, Callable[[Any, Weight, Metric, Change | None, Statistics], Metric]] = {

@@ -1,9 +1,9 @@
 """Low rank: a linear layer as the product of two factors, both coded like any other matrix.
 
-    W C = U S Vᵀ (H = C Cᵀ) ─▶ left U [m, r], right S Vᵀ C⁻¹ [r, n] ─▶ two plans, one product when decoding
+    ρ^½ W C = U S Vᵀ (H = C Cᵀ) ─▶ left ρ^−½ U [m, r], right S Vᵀ C⁻¹ [r, n] ─▶ two plans, one product when decoding
 
-In the metric the left factor has orthonormal columns, so an error E of the right one costs tr(E H Eᵀ), and one of the
-left costs tr(E S² Eᵀ): each has a metric of its own in units of the layer's D, and one water level serves all. The rank
+In the metric, ρ the row weights, the left factor has orthonormal columns, so an error E of the right one costs
+tr(E H Eᵀ), and one of the left costs tr(ρ E S² Eᵀ): each has a metric of its own in units of the layer's D, and one water level serves all. The rank
 is where another pair of vectors would cost more bits, at that level, than the distortion it takes away is worth.
 
 References: SVD-LLM (arXiv:2403.07378), truncation-aware whitening; docs/theory.md.
@@ -53,11 +53,12 @@ class Factors:
     def __call__(self, weight: Weight, aligned: Aligned) -> tuple[Coded, ...]:
         if weight.role != "linear":
             return (Coded(weight, aligned.weight, aligned.metric),)
-        root = _root(aligned.metric, weight.shape[1])
-        left, values, right = np.linalg.svd(aligned.weight @ root, full_matrices=False)
+        root, rows = _root(aligned.metric, weight.shape[1]), aligned.metric.row_weights
+        scales = np.ones((weight.shape[0], 1)) if rows is None else np.sqrt(rows)[:, None]
+        left, values, right = np.linalg.svd(scales * aligned.weight @ root, full_matrices=False)
         rank = kept_rank(aligned.metric.sensitivity * np.square(values), _sides(weight), self._water)
         right = np.linalg.solve(root.T, (values[:rank, None] * right[:rank]).T).T
-        inner = Metric(np.diag(np.square(values[:rank])), None, aligned.metric.sensitivity)
+        inner = Metric(np.diag(np.square(values[:rank])), rows, aligned.metric.sensitivity)
         named = replace(weight, stored=weight.tensor)
         return tuple(
             Coded(
@@ -66,8 +67,8 @@ class Factors:
                 metric,
             )
             for side, values, metric, apart in (
-                ("left", left[:, :rank], inner, {"space": None}),
-                ("right", right, aligned.metric, {}),
+                ("left", (left / scales)[:, :rank], inner, {"space": None}),
+                ("right", right, replace(aligned.metric, row_weights=None), {}),
             )
         )
 
