@@ -77,6 +77,17 @@ def test_options_reach_the_call(
     assert not (tmp_path / "out" / "old").exists()
 
 
+def test_tune_is_a_stage_of_the_recipe(
+    tiny_llama: Path, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = run_json(
+        capsys, "compress", tiny_llama, tmp_path / "out", "--bits", "4", "--calibration", tokens, "--recipe", "rtn",
+        "--tune",
+    )  # fmt: skip
+    assert found["recipe"]["stages"]["quantize"] == {"type": "rtn"}
+    assert found["recipe"]["stages"]["tune"]["type"] == "gains"
+
+
 def test_inspect_and_verify_print_what_python_returns(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_json(capsys, "inspect", compressed) == plain(trueaxis.inspect(compressed))
     assert run_json(capsys, "verify", compressed) == plain(trueaxis.verify(compressed))

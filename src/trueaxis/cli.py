@@ -46,7 +46,7 @@ def _compress(options: argparse.Namespace) -> Result:
         report = trueaxis.compress(
             options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
             evaluation=options.evaluation, calibration=options.calibration, statistics=options.statistics,
-            recipe=options.recipe, seed=options.seed, threads=options.threads,
+            recipe=_recipe(options), seed=options.seed, threads=options.threads,
             device=options.device, overwrite=options.overwrite, progress=progress,
         )  # fmt: skip
     result = asdict(report)
@@ -63,6 +63,13 @@ def _compress(options: argparse.Namespace) -> Result:
     return result, text
 
 
+def _recipe(options: argparse.Namespace) -> Any:
+    """The recipe asked for, with the tuning asked for."""
+    from trueaxis.recipe import tuned
+
+    return tuned(options.recipe) if options.tune else options.recipe
+
+
 def _kl(found: Any) -> str:
     """KL and its interval, of an evaluation or a row of a sweep."""
     interval = f", 95 % interval {found.kl_interval[0]:.5f} to {found.kl_interval[1]:.5f}" if found.kl_interval else ""
@@ -75,7 +82,7 @@ def _sweep(options: argparse.Namespace) -> Result:
     with _progress_bar() as progress:
         found = trueaxis.sweep(
             options.model, bits=options.bits, evaluation=options.evaluation, calibration=options.calibration,
-            statistics=options.statistics, recipe=options.recipe, output=options.output, plot=options.plot,
+            statistics=options.statistics, recipe=_recipe(options), output=options.output, plot=options.plot,
             seed=options.seed, threads=options.threads, device=options.device, progress=progress,
         )  # fmt: skip
     lines = [

@@ -345,6 +345,12 @@ def recipe(name_or_path: str | Path | Recipe) -> Recipe:
     return Recipe.from_json(document)
 
 
+def tuned(chosen: str | Path | Recipe) -> Recipe:
+    """A recipe with tuning at its end; one that tunes in its own way stays as it is."""
+    found = recipe(chosen)
+    return replace(found, tune=Gains()) if isinstance(found.tune, NoTuning) else found
+
+
 def _type_name(stage: str, value: object) -> str:
     return next(name for name, kind in STAGES[stage].items() if type(value) is kind)
 

@@ -23,9 +23,8 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.recipe import Fisher, Layerwise
 from trueaxis.types import Array, Metric, Weight
 
-FLOOR = 1e-4  # of the mean: a row that no gradient was seen for still has a finite step
-ISOTROPIC = 0.05  # share of an embedding's moment that is the identity: in its flattest directions gradients
-# promise what holds for small errors only, and feedback in axes far from its own would pile errors up there
+ISOTROPIC = 0.05  # share of every metric of outputs that is the identity: where gradients are flattest they promise
+# what holds for small errors only, and errors that feedback moves there would pile up
 
 
 def layerwise(
@@ -60,9 +59,8 @@ def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None,
 
 
 def _relative(rows: Array) -> Array:
-    """Row weights of mean 1, none of them zero."""
-    floored = np.maximum(rows, FLOOR * float(rows.mean()) or 1.0)
-    return floored / float(floored.mean())
+    """Row weights of mean 1, none of them close to zero."""
+    return rows * ((1 - ISOTROPIC) / (float(rows.mean()) or 1.0)) + ISOTROPIC
 
 
 def _relative_moment(steps: Map, found: Array) -> Array:

@@ -3,8 +3,9 @@
     ρ^½ W C = U S Vᵀ (H = C Cᵀ) ─▶ left ρ^−½ U [m, r], right S Vᵀ C⁻¹ [r, n] ─▶ two plans, one product when decoding
 
 In the metric, ρ the row weights, the left factor has orthonormal columns, so an error E of the right one costs
-tr(E H Eᵀ), and one of the left costs tr(ρ E S² Eᵀ): each has a metric of its own in units of the layer's D, and one water level serves all. The rank
-is where another pair of vectors would cost more bits, at that level, than the distortion it takes away is worth.
+tr(E H Eᵀ), and one of the left costs tr(ρ E S² Eᵀ): each has a metric of its own in units of the layer's D, and one
+water level serves all. The rank is where another pair of vectors would cost more bits, at that level, than the
+distortion it takes away is worth.
 
 References: SVD-LLM (arXiv:2403.07378), truncation-aware whitening; docs/theory.md.
 """
