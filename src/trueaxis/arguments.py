@@ -55,6 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--coders", action="store_true",
         help="also the same indices under Huffman and range coding, and their entropy; needs trueaxis[all]",
     )  # fmt: skip
+    commands.choices["inspect"].add_argument(
+        "--plot", metavar="FILE", help="draw bits over depth, and bytes by purpose, in a .png or .svg file"
+    )
     unpack = commands.choices["unpack"]
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")

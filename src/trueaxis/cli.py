@@ -93,7 +93,7 @@ def _sweep(options: argparse.Namespace) -> Result:
 def _compare(options: argparse.Namespace) -> Result:
     from trueaxis.comparison.run import compare
     from trueaxis.comparison.table import render
-    from trueaxis.plot import check_plot, draw_comparison
+    from trueaxis.plot import check_plot, draw_curves
 
     if options.plot is not None:
         check_plot(options.plot)
@@ -104,15 +104,20 @@ def _compare(options: argparse.Namespace) -> Result:
             threads=options.threads, device=options.device, progress=progress,
         )  # fmt: skip
     if options.plot is not None:
-        draw_comparison(found, options.plot)
+        draw_curves(found, options.plot)
     return asdict(found), render(found)
 
 
 def _inspect(options: argparse.Namespace) -> Result:
     from trueaxis.coders import compare_coders
     from trueaxis.inspection import inspect
+    from trueaxis.plot import check_plot, draw_inspection
 
+    if options.plot is not None:
+        check_plot(options.plot)
     found = inspect(options.out)
+    if options.plot is not None:
+        draw_inspection(found, options.plot)
     lines = [
         f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
         f"{found['parameters']:,} parameters, format version {found['format_version']}",

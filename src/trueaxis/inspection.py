@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trueaxis.record import RecordType
+from trueaxis.restored import restored
 from trueaxis.runtime.decode import Decoder
+from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
 
@@ -77,12 +79,9 @@ def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
 
 def _report(path: Path, names: set[str]) -> dict[str, Any] | None:
     """The report of the compression, where it is there and tells of the same tensors; nothing protects its bytes."""
-    figures = ("bits_per_weight", "gap_bits", "relative_distortion")
     try:
         found = json.loads((path / REPORT).read_text(encoding="utf-8"))
-        complete = {row["name"] for row in found["tensors"] if all(isinstance(row[key], float) for key in figures)}
-        saved = [space["estimated_saved_bits"] for space in found.get("spaces", ())]
-        saved += (found.get("learning") or {"held_out": {}})["held_out"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        report = restored(CompressionReport, found)
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if complete == names and all(isinstance(bits, float) for bits in saved) else None
+    return found if {row.name for row in report.tensors} == names else None

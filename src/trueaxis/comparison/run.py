@@ -24,6 +24,7 @@ from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import COMPARED
 from trueaxis.recipe import recipe as find_recipe
+from trueaxis.runtime.load import load
 from trueaxis.sweep import checked_rates
 from trueaxis.types import Evaluation, TargetError
 
@@ -42,6 +43,8 @@ class ComparisonRow:
         perplexity, top1_agreement: Of the compressed model; with the original.
         seconds: To make the file from weights and statistics.
         peak_memory_bytes: Of the process that made it, so far.
+        load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
+        limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
         fallbacks: Tensors that a peer kept in another type than its setting says, with the reason.
     """
 
@@ -55,6 +58,8 @@ class ComparisonRow:
     top1_agreement: float
     seconds: float
     peak_memory_bytes: int
+    load_seconds: float | None = None
+    limit_bits_per_param: float | None = None
     fallbacks: tuple[str, ...] = ()
 
 
@@ -151,7 +156,9 @@ class _Trial:
                 self.absent[f"{name} {setting}"] = str(error)
                 continue
             made = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ())
-            self._add(name, setting, made, out)
+            begun = time.perf_counter()
+            load(out)
+            self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
     def peer(self, peer: Peer, reference: Prepared) -> None:
         """A row for every setting of the peer, each followed by the default recipe's at that size."""
@@ -171,11 +178,19 @@ class _Trial:
                     continue
                 yield setting, made, Path(folder) / "dense"
 
-    def _add(self, name: str, setting: str, made: Made, directory: Path) -> None:
+    def _add(
+        self,
+        name: str,
+        setting: str,
+        made: Made,
+        directory: Path,
+        load_seconds: float | None = None,
+        limit: float | None = None,
+    ) -> None:
         found = self.compare(directory)
         assert found.kl_nats is not None and found.top1_agreement is not None  # compared with the original
         self.rows.append(ComparisonRow(
             name, setting, made.file_bytes, made.file_bytes * 8 / self.checkpoint.parameters, found.kl_nats,
             found.kl_interval, found.perplexity, found.top1_agreement, made.seconds, made.peak_memory_bytes,
-            made.fallbacks,
+            load_seconds, limit, made.fallbacks,
         ))  # fmt: skip
