@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
+    from trueaxis.report.page import report
     from trueaxis.runtime.load import load, unpack, verify
     from trueaxis.sweep import sweep
 
@@ -55,6 +56,7 @@ __all__ = [
     "evaluate",
     "inspect",
     "load",
+    "report",
     "sweep",
     "unpack",
     "verify",
@@ -69,6 +71,7 @@ _HOMES = {
     "evaluate": "trueaxis.evaluation",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
+    "report": "trueaxis.report.page",
     "sweep": "trueaxis.sweep",
     "unpack": "trueaxis.runtime.load",
     "verify": "trueaxis.runtime.load",

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_analyze(commands)
     _add_compare(commands)
+    _add_report(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -202,6 +203,22 @@ def _add_text(command: Any) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", default=[], metavar="FILE", help="text, read with the model's tokenizer")
     source.add_argument("--tokens", metavar="FILE.npy", help="token ids, integers [sequences, length]")
+
+
+def _add_report(commands: Any) -> None:
+    text = "one page of HTML that shows a compressed directory, offline"
+    command = commands.add_parser(
+        "report", help=text,
+        description=f"Write {text}.\nFigures without their data say which command makes it. Needs trueaxis[report].",
+    )  # fmt: skip
+    command.add_argument("out", metavar="OUT", help="directory written by 'trueaxis compress'")
+    command.add_argument("--output", required=True, metavar="PAGE.html", help="file to write")
+    for name, source in (
+        ("analysis", "trueaxis analyze MODEL --json"),
+        ("comparison", "trueaxis compare MODEL --json, or sweep MODEL --json"),
+        ("evaluation", "trueaxis eval OUT --reference MODEL --json"),
+    ):
+        command.add_argument(f"--{name}", metavar="FILE", help=f"what this printed: {source}")
 
 
 def _add_demo(commands: Any) -> None:

@@ -218,6 +218,16 @@ def _analyze(options: argparse.Namespace) -> Result:
     return asdict(found), "\n".join(lines)
 
 
+def _report(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    path = trueaxis.report(
+        options.out, options.output, analysis=options.analysis, comparison=options.comparison,
+        evaluation=options.evaluation,
+    )  # fmt: skip
+    return {"page": str(path)}, f"{path}: {path.stat().st_size:,} bytes, to be opened in any browser"
+
+
 def _demo(options: argparse.Namespace) -> Result:
     from trueaxis.demo.run import demonstrate
     from trueaxis.demo.table import render
@@ -268,6 +278,7 @@ RUNS = {
     "unpack": _unpack,
     "eval": _eval,
     "analyze": _analyze,
+    "report": _report,
     "demo": _demo,
 }
 
