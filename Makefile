@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TRANSFORMERS ?= 5.0.0
 PEERS ?= hqq bitsandbytes torchao zipnn
 
-.PHONY: demo test test-transformers lint format bench-peers clean
+.PHONY: demo test test-transformers lint format bench bench-peers clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +34,11 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix src tests tools benchmarks fuzz
 	$(BIN)/ruff format src tests tools benchmarks fuzz
 	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
+
+# Every model, recipe and installed peer: benchmarks/RESULTS.md and the README's first table. A run that was cut short
+# goes on where it ended; make bench BENCH="--models src/trueaxis/demo/model" limits it.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 # Other people's quantizers for `trueaxis compare`, each in an environment of its own, since their pins differ.
 bench-peers:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from trueaxis.comparison.peer import PEERS, Made, Peer, PeerError, find_peers, run_peer
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
@@ -41,7 +42,7 @@ class ComparisonRow:
         file_bytes, bits_per_param: Every byte of the weight files.
         kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for one sequence.
         perplexity, top1_agreement: Of the compressed model; with the original.
-        seconds: To make the file from weights and statistics.
+        seconds: To make the file from weights and statistics, nothing shared with other files.
         peak_memory_bytes: Of the process that made it, so far.
         load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
         limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
@@ -121,14 +122,14 @@ def compare(
         if not file.exists():
             obtain_statistics(checkpoint, trace(checkpoint), calibration, None, seed, device, progress).save(file)
         prepared_by = partial(
-            prepare, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=(), statistics=file,
-            seed=seed, threads=threads or default_threads(), device=device, progress=progress,
+            _prepared, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=(),
+            statistics=file, seed=seed, threads=threads or default_threads(), device=device, progress=progress,
         )  # fmt: skip
         trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)
         reference = prepared_by(chosen[REFERENCE_RECIPE])
-        require_unseen(ids, reference.statistics)
+        require_unseen(ids, reference.prepared.statistics)
         for name in recipes:
-            prepared = reference if chosen[name] == reference.recipe else prepared_by(chosen[name])
+            prepared = reference if chosen[name] == reference.prepared.recipe else prepared_by(chosen[name])
             trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
         for peer in others:
             trial.peer(peer, reference)
@@ -136,6 +137,19 @@ def compare(
     return ComparisonReport(
         str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """A preparation, and how long it took."""
+
+    prepared: Prepared
+    seconds: float
+
+
+def _prepared(*arguments: Any, **options: Any) -> _Timed:
+    begun = time.perf_counter()
+    return _Timed(prepare(*arguments, **options), time.perf_counter() - begun)
 
 
 class _Trial:
@@ -146,10 +160,11 @@ class _Trial:
         self.rows: list[ComparisonRow] = []
         self.absent: dict[str, str] = {}
 
-    def recipe(self, name: str, prepared: Prepared, targets: Sequence[tuple[str, int]]) -> None:
-        """A row for every (setting, target in bytes)."""
+    def recipe(self, name: str, timed: _Timed, targets: Sequence[tuple[str, int]]) -> None:
+        """A row for every (setting, target in bytes); each counts the preparation as its own."""
+        prepared, out = timed.prepared, self._work / "out"
         for setting, target in targets:
-            out, begun = self._work / "out", time.perf_counter()
+            begun = time.perf_counter() - timed.seconds
             try:
                 report = prepared.save(prepared.fit(target), out, overwrite=True, begun=begun, target=target)
             except TargetError as error:
@@ -160,7 +175,7 @@ class _Trial:
             load(out)
             self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
-    def peer(self, peer: Peer, reference: Prepared) -> None:
+    def peer(self, peer: Peer, reference: _Timed) -> None:
         """A row for every setting of the peer, each followed by the default recipe's at that size."""
         for setting, made, dense in self._made(peer):
             self._add(peer.name, setting, made, dense)
