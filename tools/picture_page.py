@@ -20,12 +20,13 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 PICTURES = {
-    "light": (1280, "light", ("headline", "rate-distortion")),
+    "curve": (1280, "light", ("rate-distortion",)),
+    "light": (1280, "light", ("headline",)),
     "dark": (1280, "dark", ("bits-by-tensor", "bits-by-depth")),
     "claims": (1280, "light", ("claims",)),
     "narrow": (400, "dark", ("gap", "function-residual", "bytes")),
 }
-COLOURS = 128  # of the palette that pictures are reduced to
+COLOURS = 256  # of the palette that pictures are reduced to
 NARROW = 640
 
 
@@ -39,7 +40,9 @@ def main() -> None:
             tab.goto(page.as_uri())
             tab.wait_for_timeout(500)
             parts = [picture(tab, section) for section in sections]
-            joined(parts, beside=width < NARROW).quantize(COLOURS).save(folder / f"report-{name}.png", optimize=True)
+            whole = joined(parts, beside=width < NARROW)
+            whole = whole.quantize(COLOURS, kmeans=COLOURS, dither=Image.Dither.NONE)
+            whole.save(folder / f"report-{name}.png", optimize=True)
         browser.close()
 
 

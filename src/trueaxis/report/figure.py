@@ -16,6 +16,7 @@ from typing import Any
 
 COLOURS = tuple(f"var(--{name})" for name in ("blue", "orange", "green", "purple", "sky", "gold", "red", "grey"))
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "hexagon", "x")
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 LONGEST = 48  # characters of a label
 
 
@@ -123,7 +124,7 @@ def digits(value: float | None, significant: int = 3) -> str:
         return "∞" if value > 0 else "−∞"
     if value and abs(value) < 1e-4:
         mantissa, exponent = f"{value:.{significant - 1}e}".split("e")
-        return f"{mantissa}·10^{int(exponent)}".replace("-", "−")
+        return f"{mantissa}·10{str(int(exponent)).translate(RAISED)}".replace("-", "−")
     decimals = max(0, significant - 1 - math.floor(math.log10(abs(value)))) if value else 0
     return f"{value:,.{decimals}f}".replace("-", "−")
 

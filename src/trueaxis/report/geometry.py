@@ -89,8 +89,8 @@ def _spectra(found: Analysis) -> Plot:
 def _kurtosis(found: Analysis) -> Plot:
     """A mark per system, beside the line of a Gaussian."""
     values = [_number(row, "scaled_kurtosis") for row in found.coordinates]
-    known = [value for value in values if math.isfinite(value)] + [GAUSSIAN]
-    margin = 0.12 * (max(known) - min(known)) or 1.0
+    known = [value for value in values if math.isfinite(value)] + [GAUSSIAN - 0.5, GAUSSIAN + 0.5]
+    margin = 0.05 * (max(known) - min(known))
     marks = {
         "type": "scatter", "mode": "markers+text", "y": _systems(found), "x": values, "textposition": "top center",
         "text": [digits(value) for value in values], "cliponaxis": False, "textfont": {"size": 12},

@@ -16,7 +16,7 @@ from trueaxis.report.figure import COLOURS, SYMBOLS, Cell, Figure, Missing, Plot
 if TYPE_CHECKING:
     from trueaxis.curve import Found, Row
 
-RECIPE_UNIT = " bits"
+LEAST = 1e-6  # nats of KL that arithmetic in float32 can tell from none
 TWIN = "as {0.name} {0.setting}"
 """Setting of the row of the default recipe at the size of a peer's row."""
 
@@ -30,14 +30,14 @@ def rate_distortion(facts: Facts) -> Figure:
             name, title, "How far recipes and other people's quantizers are from the original at each rate.",
             missing=(Missing("No comparison was given.", (compare, facts.command("--comparison comparison.json"))),),
         )  # fmt: skip
-    lossless = [(method, row) for method, rows in curves(found).items() for row in rows if row.kl_nats <= 0]
+    lossless = [(method, row) for method, rows in curves(found).items() for row in rows if row.kl_nats < LEAST]
     sentence = (
         f"KL from the original in nats per token on {found.tokens:,} tokens, over real bits per parameter: lower and "
         "further left is better. Bars are 95 % intervals. The dashed line says where the default recipe's files would "
         "lie at the limit of Gaussian weights with their distortion; weights that have structure can do better."
     )
     if lossless:
-        sentence += " Without loss, and so not on this scale: " + ", ".join(
+        sentence += " Without a loss that can be measured, and so not on this scale: " + ", ".join(
             f"{method} at {row.bits_per_param:.2f} bits" for method, row in lossless
         ) + "."  # fmt: skip
     return Figure(
@@ -45,7 +45,7 @@ def rate_distortion(facts: Facts) -> Figure:
         plots=(Plot(
             "Curves of KL over bits per parameter, one for every method, as in the table below", _traces(facts, found),
             {"xaxis": {"title": {"text": "bits per parameter, every byte counted"}},
-             "yaxis": {"title": {"text": "KL, nats per token"}, "type": "log", "dtick": 1,
+             "yaxis": {"title": {"text": "KL, nats per token"}, "type": "log", "dtick": 1, "exponentformat": "power",
                        "minor": {"showgrid": True}}},
             height=520,
         ),),
@@ -66,9 +66,9 @@ def _traces(facts: Facts, found: Found) -> list[dict[str, Any]]:
     traces = [
         _trace(method, rows, number, _is_peer(rows[0]))
         for number, (method, all_rows) in enumerate(curves(found).items())
-        if (rows := [row for row in all_rows if row.kl_nats > 0])
+        if (rows := [row for row in all_rows if row.kl_nats >= LEAST])
     ]
-    if limit := limit_curve(found):
+    if limit := [point for point in limit_curve(found) if point[1] >= LEAST]:
         traces.append({
             "type": "scatter", "mode": "lines", "name": "limit of Gaussian weights", "x": [bits for bits, _ in limit],
             "y": [kl_nats for _, kl_nats in limit], "line": {"color": "var(--muted)", "dash": "dash", "width": 2},
@@ -85,7 +85,7 @@ def _traces(facts: Facts, found: Found) -> list[dict[str, Any]]:
 
 
 def _trace(method: str, rows: Sequence[Row], number: int, peer: bool) -> dict[str, Any]:
-    colour = COLOURS[number % len(COLOURS)]
+    colour = "var(--ink)" if peer else COLOURS[number % len(COLOURS)]
     bounds = [row.kl_interval or (row.kl_nats, row.kl_nats) for row in rows]
     return {
         "type": "scatter",
@@ -116,9 +116,14 @@ def method_tables(facts: Facts) -> list[Table]:
     found = facts.comparison
     if found is None:
         return []
-    settings = list(dict.fromkeys(_setting(row) for row in found.rows if _setting(row).endswith(RECIPE_UNIT)))
-    own = {(method, _setting(row)): row for method, rows in curves(found).items() for row in rows if not _is_peer(row)}
-    methods = list(dict.fromkeys(method for method, setting in own if setting in settings))
+    sizes = {TWIN.format(row) for row in found.rows if _is_peer(row)}
+    own = {
+        (method, _setting(row)): row
+        for method, rows in curves(found).items()
+        for row in rows
+        if not _is_peer(row) and _setting(row) not in sizes
+    }
+    methods, settings = (list(dict.fromkeys(part)) for part in (zip(*own, strict=True) if own else ((), ())))
     least = {
         setting: min((row.kl_nats for (_, one), row in own.items() if one == setting), default=0.0)
         for setting in settings
@@ -138,7 +143,7 @@ def _peer_table(found: Found) -> list[Table]:
     if not pairs:
         return []
     return [Table(
-        "Other people's quantizers, and the default recipe at their very size",
+        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their very size",
         ("method", "bytes", "bits per parameter", "its KL", "KL of the default recipe"),
         [
             (
@@ -178,7 +183,7 @@ def _all_rows(found: Found) -> Table:
 
 
 def _setting(row: Row) -> str:
-    return row.setting if isinstance(row, ComparisonRow) else f"{row.bits:g}{RECIPE_UNIT}"
+    return row.setting if isinstance(row, ComparisonRow) else f"{row.bits:g} bits"
 
 
 def _is_peer(row: Row) -> bool:
