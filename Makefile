@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 TRANSFORMERS ?= 5.0.0
-PEERS ?= hqq bitsandbytes torchao zipnn
+PEERS ?= hqq bitsandbytes torchao llama_cpp zipnn
+PACKAGES_llama_cpp := llama-cpp-python gguf
 
 .PHONY: demo test test-transformers lint format bench bench-peers clean
 
@@ -41,11 +42,12 @@ bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
 # Other people's quantizers for `trueaxis compare`, each in an environment of its own, since their pins differ.
-bench-peers:
-	for peer in $(PEERS); do \
-		$(PYTHON) -m venv build/peers/$$peer && \
-		build/peers/$$peer/bin/pip install --quiet -c constraints.txt $$peer torch transformers safetensors numpy || exit 1; \
-	done
+bench-peers: $(PEERS:%=build/peers/%)
+
+build/peers/%:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet -c constraints.txt $(or $(PACKAGES_$*),$*) torch transformers safetensors numpy || \
+		{ rm -rf $@; exit 1; }
 
 clean:
 	rm -rf $(VENV) build

@@ -177,15 +177,15 @@ class _Trial:
 
     def peer(self, peer: Peer, reference: _Timed) -> None:
         """A row for every setting of the peer, each followed by the default recipe's at that size."""
-        for setting, made, dense in self._made(peer):
+        for setting, made, dense in self._made(peer, reference.prepared):
             self._add(peer.name, setting, made, dense)
             self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
 
-    def _made(self, peer: Peer) -> Iterator[tuple[str, Made, Path]]:
+    def _made(self, peer: Peer, reference: Prepared) -> Iterator[tuple[str, Made, Path]]:
         for setting in peer.settings:
             with tempfile.TemporaryDirectory(dir=self._work) as folder:
                 try:
-                    made = run_peer(peer, setting, self.checkpoint, Path(folder))
+                    made = run_peer(peer, setting, reference, Path(folder))
                 except PeerError as error:
                     self.absent[peer.name if error.whole else f"{peer.name} {setting}"] = str(error)
                     if error.whole:
