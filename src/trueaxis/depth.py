@@ -35,6 +35,17 @@ def block_of(name: str) -> int | None:
     return int(found[0]) if found else None
 
 
+def name_in_block(name: str) -> str:
+    """What a tensor is called within its block.
+
+    Example:
+        >>> name_in_block("model.layers.3.mlp.experts.7.up_proj.weight")
+        'mlp.experts.7.up_proj'
+    """
+    found = NUMBER.search(name)
+    return (name[found.end() + 1 :] if found else name).removesuffix(".weight") or name
+
+
 def kinds(names: Sequence[str]) -> dict[str, str]:
     """Short kind of every tensor: all numbers a star, what all tensors of blocks begin with left out.
 

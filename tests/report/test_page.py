@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import trueaxis
+from families import CASES, build, save_tokens
 from trueaxis.cli import main
 from trueaxis.report import page as pages
 from trueaxis.report.figure import digits, finite
@@ -174,6 +175,15 @@ def test_products_are_told_as_functions(tiny_llama: Path, compressed_llama: Path
     trueaxis.compress(tiny_llama, tmp_path / "out", bits=6, statistics=statistics, recipe="lowrank")
     text = Page(trueaxis.report(tmp_path / "out", tmp_path / "page.html")).text["function-residual"]
     assert "stores 14 matrices as f alone" in " ".join(text.split())
+
+
+def test_experts_in_one_tensor_have_their_page(tmp_path: Path) -> None:
+    case = CASES["gpt_oss"]
+    build(case).save_pretrained(tmp_path / "model")
+    trueaxis.compress(tmp_path / "model", tmp_path / "out", bits=9, calibration=[save_tokens(tmp_path)])
+    found = Page(trueaxis.report(tmp_path / "out", tmp_path / "page.html"))
+    names = [curve["name"] for curve in found.plots()["function-residual-plot-1"]["data"]]
+    assert "mlp.experts.down_proj" in names and names[-1] == "noise"
 
 
 def test_names_cannot_become_markup(tmp_path: Path, tokens: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from trueaxis.depth import Curve, block_of, by_depth, kinds, quantized
+from trueaxis.depth import Curve, block_of, by_depth, name_in_block, quantized
 from trueaxis.report.facts import Facts
 from trueaxis.report.figure import COLOURS, SYMBOLS, Figure, Missing, Plot, Table, digits, plain
 from trueaxis.types import TensorReport
@@ -50,8 +50,8 @@ def by_tensor(facts: Facts) -> Figure:
 
 def _treemap(rows: Sequence[TensorReport], header_bytes: int, highest: float) -> dict[str, Any]:
     """Root ─▶ blocks, and tensors in none ─▶ tensors; areas add up from the leaves."""
-    short = kinds([row.name for row in rows])
-    blocks = {block: [row for row in rows if block_of(row.name) == block] for block in map(block_of, short)}
+    numbers = dict.fromkeys(block_of(row.name) for row in rows)
+    blocks = {block: [row for row in rows if block_of(row.name) == block] for block in numbers}
     cells: list[tuple[str, str, str, float, float]] = [(ROOT, "", "the file", 0.0, _rate(rows))]
     for block, members in sorted(blocks.items(), key=lambda one: -1 if one[0] is None else one[0]):
         parent = ROOT
@@ -59,7 +59,7 @@ def _treemap(rows: Sequence[TensorReport], header_bytes: int, highest: float) ->
             parent = f"block {block}"
             cells.append((parent, ROOT, parent, 0.0, _rate(members)))
         for row in members:
-            label = plain(short[row.name]).replace(".", ".<br>")
+            label = plain(name_in_block(row.name)).replace(".", ".<br>")
             cells.append((f"tensor {row.name}", parent, label, _bytes(row), row.bits_per_weight))
     cells.append((HEADERS, ROOT, HEADERS, float(header_bytes), 0.0))
     ids, parents, labels, sizes, bits = zip(*cells, strict=True)
