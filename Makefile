@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 TRANSFORMERS ?= 5.0.0
-PEERS ?= hqq bitsandbytes torchao llama_cpp zipnn
+PEERS ?= hqq bitsandbytes torchao gptqmodel llama_cpp zipnn
 PACKAGES_llama_cpp := llama-cpp-python gguf
 
 .PHONY: demo test test-transformers lint format bench bench-peers clean

@@ -116,12 +116,14 @@ def prepared(model: Path, folder: Path, sequences: int) -> dict[str, Any]:
     """Arguments of `measure` that all of a model's share: tokens to evaluate on, and statistics."""
     tokens, statistics = folder / f"evaluation-{sequences}.npy", folder / "statistics.safetensors"
     np.save(tokens, spread(split_tokens(model, "evaluation"), sequences))
+    calibration = folder / "calibration.npy"
     if not statistics.exists():
-        calibration = folder / "calibration.npy"
         np.save(calibration, split_tokens(model, "calibration"))
         checkpoint = Checkpoint.open(model)
         obtain_statistics(checkpoint, trace(checkpoint), [calibration], statistics, 0, "cpu", silent)
-    return {"model": str(model), "tokens": str(tokens), "statistics": str(statistics)}
+    return {
+        "model": str(model), "tokens": str(tokens), "statistics": str(statistics), "calibration": [str(calibration)],
+    }  # fmt: skip
 
 
 def split_tokens(model: Path, split: Split) -> np.ndarray:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ import pytest
 import trueaxis
 from trueaxis.cli import main
 from trueaxis.comparison import peer as peers
-from trueaxis.comparison.peer import PEERS, Peer
+from trueaxis.comparison.inputs import calibration_inputs
+from trueaxis.comparison.peer import PEERS, Original, Peer
+from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import CalibrationError, TrueaxisError
 
 HALVES = '''
@@ -142,3 +146,14 @@ def test_a_peer_whose_inputs_cannot_be_made_is_absent_with_the_reason(
         tiny_llama, bits=[5], tokens=unseen, recipes=["rtn"], peers=["picky"], statistics=statistics
     )
     assert found.absent == {"picky": "no place for this tensor"}
+
+
+def test_peers_that_calibrate_get_the_text_itself(tiny_llama: Path, tokens: Path, unseen: Path, tmp_path: Path) -> None:
+    prepared = cast(Any, SimpleNamespace(checkpoint=Checkpoint.open(tiny_llama)))
+    calibration_inputs(Original(prepared, [tokens, tokens]), tmp_path)
+    expected = np.load(tokens)
+    assert np.array_equal(np.load(tmp_path / "calibration.npy"), np.concatenate([expected, expected]))
+    with pytest.raises(CalibrationError, match=r"of one sequence length \(--calibration\), found none"):
+        calibration_inputs(Original(prepared, []), tmp_path)
+    with pytest.raises(CalibrationError, match="found several lengths"):
+        calibration_inputs(Original(prepared, [tokens, unseen]), tmp_path)

@@ -40,13 +40,27 @@ class Peer:
     name: str
     package: str
     settings: tuple[str, ...]
-    inputs: Callable[[Prepared, Path], None] | None = None
+    inputs: Callable[[Original, Path], None] | None = None
 
 
-def _gguf_inputs(reference: Prepared, folder: Path) -> None:
+@dataclass(frozen=True, eq=False)
+class Original:
+    """What peers are given: the checkpoint, prepared by any recipe, and the files it was calibrated on."""
+
+    prepared: Prepared
+    calibration: Sequence[str | Path]
+
+
+def _gguf_inputs(original: Original, folder: Path) -> None:
     from trueaxis.comparison.inputs import gguf_inputs  # imports torch, which the command line does not at first
 
-    gguf_inputs(reference, folder)
+    gguf_inputs(original, folder)
+
+
+def _calibration_inputs(original: Original, folder: Path) -> None:
+    from trueaxis.comparison.inputs import calibration_inputs
+
+    calibration_inputs(original, folder)
 
 
 LLAMA_CPP = ("IQ2_XS", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K")
@@ -58,6 +72,7 @@ PEERS = {
         Peer("hqq", "hqq", ("2 bits", "3 bits", "4 bits")),
         Peer("bitsandbytes", "bitsandbytes", ("nf4",)),
         Peer("torchao", "torchao", ("int4", "int8")),
+        Peer("gptqmodel", "gptqmodel", ("2 bits", "3 bits", "4 bits"), _calibration_inputs),
         Peer("llama.cpp", "llama_cpp", LLAMA_CPP, _gguf_inputs),
         Peer("zipnn", "zipnn", ("lossless",)),
     )
@@ -93,13 +108,13 @@ def find_peers(names: Sequence[str]) -> list[Peer]:
     return [PEERS[name] for name in names]
 
 
-def run_peer(peer: Peer, setting: str, reference: Prepared, folder: Path) -> Made:
+def run_peer(peer: Peer, setting: str, original: Original, folder: Path) -> Made:
     """Lets a peer quantize a checkpoint.
 
     Args:
         peer: Which.
         setting: One of its settings.
-        reference: The original, prepared by any recipe.
+        original: The checkpoint, and what belongs to it.
         folder: Empty; takes `files`, what the peer stores, and `dense`, what that decodes to.
 
     Raises:
@@ -111,8 +126,8 @@ def run_peer(peer: Peer, setting: str, reference: Prepared, folder: Path) -> Mad
         raise PeerError(f"not installed in {python}; 'make bench-peers' installs it", whole=True)
     (folder / "files").mkdir()
     if peer.inputs is not None:
-        _make(peer.inputs, reference, folder)
-    found = _run([python, str(script), str(reference.checkpoint.path.resolve()), setting, str(folder)])
+        _make(peer.inputs, original, folder)
+    found = _run([python, str(script), str(original.prepared.checkpoint.path.resolve()), setting, str(folder)])
     if found.returncode:
         raise PeerError(f"failed: {(found.stderr.strip().splitlines() or ['no message'])[-1][:300]}", whole=False)
     told = json.loads(found.stdout.strip().splitlines()[-1])
@@ -120,9 +135,9 @@ def run_peer(peer: Peer, setting: str, reference: Prepared, folder: Path) -> Mad
     return Made(size, told["seconds"], told["peak_memory_bytes"], tuple(told["fallbacks"]))
 
 
-def _make(inputs: Callable[[Prepared, Path], None], reference: Prepared, folder: Path) -> None:
+def _make(inputs: Callable[[Original, Path], None], original: Original, folder: Path) -> None:
     try:
-        inputs(reference, folder)
+        inputs(original, folder)
     except TrueaxisError as error:
         raise PeerError(str(error), whole=True) from error
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from trueaxis.comparison.peer import PEERS, Made, Peer, PeerError, find_peers, run_peer
+from trueaxis.comparison.peer import PEERS, Made, Original, Peer, PeerError, find_peers, run_peer
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.model.checkpoint import Checkpoint
@@ -132,7 +132,7 @@ def compare(
             prepared = reference if chosen[name] == reference.prepared.recipe else prepared_by(chosen[name])
             trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
         for peer in others:
-            trial.peer(peer, reference)
+            trial.peer(peer, reference, calibration)
         original = trial.compare(checkpoint.path)
     return ComparisonReport(
         str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
@@ -175,17 +175,17 @@ class _Trial:
             load(out)
             self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
-    def peer(self, peer: Peer, reference: _Timed) -> None:
+    def peer(self, peer: Peer, reference: _Timed, calibration: Sequence[str | Path]) -> None:
         """A row for every setting of the peer, each followed by the default recipe's at that size."""
-        for setting, made, dense in self._made(peer, reference.prepared):
+        for setting, made, dense in self._made(peer, Original(reference.prepared, calibration)):
             self._add(peer.name, setting, made, dense)
             self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
 
-    def _made(self, peer: Peer, reference: Prepared) -> Iterator[tuple[str, Made, Path]]:
+    def _made(self, peer: Peer, original: Original) -> Iterator[tuple[str, Made, Path]]:
         for setting in peer.settings:
             with tempfile.TemporaryDirectory(dir=self._work) as folder:
                 try:
-                    made = run_peer(peer, setting, reference, Path(folder))
+                    made = run_peer(peer, setting, original, Path(folder))
                 except PeerError as error:
                     self.absent[peer.name if error.whole else f"{peer.name} {setting}"] = str(error)
                     if error.whole:
