@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     Found = ComparisonReport | Sweep
 
 OWN = "default"
+LEAST = 1e-6  # nats of KL that arithmetic in float32 can tell from none
 
 
 def curves(found: Found) -> dict[str, list[Row]]:
@@ -26,6 +27,16 @@ def curves(found: Found) -> dict[str, list[Row]]:
     for row in found.rows:
         rows.setdefault(getattr(row, "name", "") or name_of(getattr(found, "recipe", {})), []).append(row)
     return {name: sorted(one, key=lambda row: row.file_bytes) for name, one in rows.items()}
+
+
+def drawn(rows: Sequence[Row]) -> list[Row]:
+    """Those that a logarithmic axis can show: with a loss that can be measured."""
+    return [row for row in rows if row.kl_nats >= LEAST]
+
+
+def is_peer(row: Row) -> bool:
+    """Whether other people's quantizer made it: of such files no limit is known."""
+    return row.limit_bits_per_param is None
 
 
 def limit_curve(found: Found) -> list[tuple[float, float]]:
@@ -40,5 +51,5 @@ def limit_curve(found: Found) -> list[tuple[float, float]]:
 
 
 def _limits(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    limits = [(row.limit_bits_per_param, row.kl_nats) for row in rows if row.kl_nats > 0]
+    limits = [(row.limit_bits_per_param, row.kl_nats) for row in drawn(rows)]
     return [(bits, kl_nats) for bits, kl_nats in limits if bits is not None]

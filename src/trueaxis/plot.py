@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueaxis.curve import curves, limit_curve
+from trueaxis.curve import curves, drawn, is_peer, limit_curve
 from trueaxis.depth import by_depth
 from trueaxis.restored import restored
 from trueaxis.types import CompressionReport, TrueaxisError
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trueaxis.curve import Found
 
 FORMATS = (".png", ".svg")
+PEER_MARKERS = "sD^vXP*"
 
 
 def check_plot(file: str | Path) -> None:
@@ -50,11 +51,15 @@ def draw_curves(found: Found, file: str | Path) -> None:
 
     figure = Figure(figsize=(6, 4), dpi=150, layout="constrained")
     axes = figure.add_subplot()
+    peers = iter(PEER_MARKERS * len(found.rows))
     for name, all_rows in curves(found).items():
-        rows = [row for row in all_rows if row.kl_nats > 0]
-        (line,) = axes.plot(
-            [row.bits_per_param for row in rows], [row.kl_nats for row in rows], marker="o", markersize=4, label=name
-        )
+        if not (rows := drawn(all_rows)):
+            continue
+        look: dict[str, Any] = {"marker": "o", "markersize": 4}
+        if is_peer(rows[0]):
+            look = {"marker": next(peers), "linestyle": "none", "color": "0.2", "fillstyle": "none"}
+        x, y = [row.bits_per_param for row in rows], [row.kl_nats for row in rows]
+        (line,) = axes.plot(x, y, label=name, **look)
         for row in rows:
             if row.kl_interval is not None:
                 axes.vlines(row.bits_per_param, *row.kl_interval, color=line.get_color())

@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from trueaxis.comparison.run import ComparisonReport, ComparisonRow
-from trueaxis.curve import OWN, curves, limit_curve
+from trueaxis.curve import LEAST, OWN, curves, drawn, is_peer, limit_curve
 from trueaxis.report.facts import Facts
 from trueaxis.report.figure import COLOURS, SYMBOLS, Cell, Figure, Missing, Plot, Table, digits, kl, plain
 
 if TYPE_CHECKING:
     from trueaxis.curve import Found, Row
 
-LEAST = 1e-6  # nats of KL that arithmetic in float32 can tell from none
 TWIN = "as {0.name} {0.setting}"
 """Setting of the row of the default recipe at the size of a peer's row."""
 
@@ -49,9 +48,7 @@ def rate_distortion(facts: Facts) -> Figure:
                        "minor": {"showgrid": True}}},
             height=520,
         ),),
-        tables=(
-            _all_rows(found), *_absent(found),
-        ),
+        tables=(_all_rows(found), *_absent(found)),
     )  # fmt: skip
 
 
@@ -64,11 +61,11 @@ def _absent(found: Found) -> list[Table]:
 
 def _traces(facts: Facts, found: Found) -> list[dict[str, Any]]:
     traces = [
-        _trace(method, rows, number, _is_peer(rows[0]))
+        _trace(method, rows, number, is_peer(rows[0]))
         for number, (method, all_rows) in enumerate(curves(found).items())
-        if (rows := [row for row in all_rows if row.kl_nats >= LEAST])
+        if (rows := drawn(all_rows))
     ]
-    if limit := [point for point in limit_curve(found) if point[1] >= LEAST]:
+    if limit := limit_curve(found):
         traces.append({
             "type": "scatter", "mode": "lines", "name": "limit of Gaussian weights", "x": [bits for bits, _ in limit],
             "y": [kl_nats for _, kl_nats in limit], "line": {"color": "var(--muted)", "dash": "dash", "width": 2},
@@ -116,12 +113,12 @@ def method_tables(facts: Facts) -> list[Table]:
     found = facts.comparison
     if found is None:
         return []
-    sizes = {TWIN.format(row) for row in found.rows if _is_peer(row)}
+    sizes = {TWIN.format(row) for row in found.rows if is_peer(row)}
     own = {
         (method, _setting(row)): row
         for method, rows in curves(found).items()
         for row in rows
-        if not _is_peer(row) and _setting(row) not in sizes
+        if not is_peer(row) and _setting(row) not in sizes
     }
     methods, settings = (list(dict.fromkeys(part)) for part in (zip(*own, strict=True) if own else ((), ())))
     least = {
@@ -138,7 +135,7 @@ def method_tables(facts: Facts) -> list[Table]:
 def _peer_table(found: Found) -> list[Table]:
     twins = {row.setting: row for row in found.rows if isinstance(row, ComparisonRow) and row.name == OWN}
     pairs = [
-        (row, twins.get(TWIN.format(row))) for row in found.rows if isinstance(row, ComparisonRow) and _is_peer(row)
+        (row, twins.get(TWIN.format(row))) for row in found.rows if isinstance(row, ComparisonRow) and is_peer(row)
     ]
     if not pairs:
         return []
@@ -184,8 +181,3 @@ def _all_rows(found: Found) -> Table:
 
 def _setting(row: Row) -> str:
     return row.setting if isinstance(row, ComparisonRow) else f"{row.bits:g} bits"
-
-
-def _is_peer(row: Row) -> bool:
-    """Peers have no limit: nothing is known of their distortion."""
-    return isinstance(row, ComparisonRow) and row.limit_bits_per_param is None
