@@ -85,7 +85,7 @@ def run_peer(peer: Peer, setting: str, checkpoint: Checkpoint, folder: Path) -> 
         PeerError: The peer is not installed, or fails; says why.
     """
     script = SCRIPTS / f"with_{peer.package}.py"
-    python = _python(peer)
+    python = python_of(peer)
     if _run([python, "-c", f"import {peer.package}"]).returncode:
         raise PeerError(f"not installed in {python}; 'make bench-peers' installs it", whole=True)
     (folder / "files").mkdir()
@@ -97,7 +97,8 @@ def run_peer(peer: Peer, setting: str, checkpoint: Checkpoint, folder: Path) -> 
     return Made(size, told["seconds"], told["peak_memory_bytes"], tuple(told["fallbacks"]))
 
 
-def _python(peer: Peer) -> str:
+def python_of(peer: Peer) -> str:
+    """The Python that runs a peer."""
     own = Path(os.environ.get(ENVIRONMENTS, "build/peers")) / peer.package / "bin" / "python"
     return str(own.absolute()) if own.exists() else sys.executable
 
