@@ -263,6 +263,7 @@ NB_MODULE(_core, m) {
     trueaxis::bind_tables(m);
     trueaxis::bind_streams(m);
     trueaxis::bind_decoding(m);
+    trueaxis::bind_planes(m);
     trueaxis::bind_side(m);
     trueaxis::bind_feedback(m);
     trueaxis::bind_instruction_sets(m);

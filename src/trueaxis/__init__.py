@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
+    from trueaxis.lossless.journey import compress_lossless
     from trueaxis.report.page import report
     from trueaxis.runtime.load import load, unpack, verify
     from trueaxis.sweep import sweep
@@ -53,6 +54,7 @@ __all__ = [
     "compare",
     "compare_coders",
     "compress",
+    "compress_lossless",
     "evaluate",
     "inspect",
     "load",
@@ -68,6 +70,7 @@ _HOMES = {
     "compare": "trueaxis.comparison.run",
     "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
+    "compress_lossless": "trueaxis.lossless.journey",
     "evaluate": "trueaxis.evaluation",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",

@@ -62,6 +62,8 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
+    for name in ("verify", "unpack"):
+        _add_base(commands.choices[name], "the base that OUT goes beside, if it does not lie next to OUT")
     _add_eval(commands)
     _add_sweep(commands)
     _add_analyze(commands)
@@ -78,7 +80,7 @@ def _add_compress(commands: Any) -> None:
         "compress",
         help="checkpoint to compressed directory, on target",
         description="Compress a checkpoint so that the whole file ends at most at the target and within 0.3 % below "
-        "it, or is as small\nas a divergence from the original allows.",
+        "it, or is as small\nas a divergence from the original allows, or as small as it gets with every bit kept.",
     )
     _add_model(command)
     command.add_argument("out", metavar="OUT", help="directory to create; it appears whole or not at all")
@@ -90,9 +92,15 @@ def _add_compress(commands: Any) -> None:
     target.add_argument(
         "--max-kl", type=float, metavar="NATS", help="largest KL from the original per token of --evaluation"
     )
+    target.add_argument("--lossless", action="store_true", help="every bit of every tensor; needs no calibration")
+    _add_base(command, "with --lossless: store what differs from this checkpoint, which reading needs again")
     _add_evaluation(command, required=False)
     _add_run(command)
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
+
+
+def _add_base(command: Any, text: str) -> None:
+    command.add_argument("--base", metavar="DIR", help=text)
 
 
 def _add_sweep(commands: Any) -> None:

@@ -128,7 +128,31 @@ def assemble(
     entries += [*exact, *alias_entries(checkpoint, sources)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
     model_records += [Record(RecordType.STREAM, payload) for payload in streams]
-    config = {**_config_with_dtype(checkpoint), **({"tie_word_embeddings": False} if sources else {})}
+    account = _account(matrices, entries, model_records, groups, tables)
+    return finish(
+        checkpoint, model_records, entries, header, account, {"tie_word_embeddings": False} if sources else {}
+    )
+
+
+def finish(
+    checkpoint: Checkpoint,
+    model_records: Sequence[Record],
+    entries: Sequence[Entry],
+    header: Mapping[str, Any],
+    account: Mapping[str, float],
+    changes: Mapping[str, Any],
+) -> Assembled:
+    """Records to files.
+
+    Args:
+        checkpoint: The original.
+        model_records: Tables and shared streams.
+        entries: Every tensor.
+        header: Facts of the model for its header; those of the checkpoint are added.
+        account: Bytes of every tensor.
+        changes: Of the configuration.
+    """
+    config = {**_config_with_dtype(checkpoint), **changes}
     config["quantization_config"] = {"quant_method": "trueaxis", "version": VERSION}
     header = {**header, "config": config_hash(config), "parameters": checkpoint.parameters}
     header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
@@ -137,7 +161,6 @@ def assemble(
     files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     weights_bytes = sum(len(data) for name, data in files.items() if name != CONFIG)
     growth = len(files[CONFIG]) - header["config_bytes"]
-    account = _account(matrices, entries, model_records, groups, tables)
     total = weights_bytes + max(0, growth)
     return Assembled(files, account, total, total - round(sum(account.values())))
 

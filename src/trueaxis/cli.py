@@ -42,6 +42,10 @@ def _compress(options: argparse.Namespace) -> Result:
     # Not `from trueaxis.compress import compress`: that import would put the module where the function is looked up.
     import trueaxis
 
+    if options.lossless:
+        return _compress_lossless(options)
+    if options.base is not None:
+        raise TrueaxisError("--base goes with --lossless")
     with _progress_bar() as progress:
         report = trueaxis.compress(
             options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
@@ -61,6 +65,25 @@ def _compress(options: argparse.Namespace) -> Result:
     found = [] if report.evaluation is None else [f"KL {_kl(report.evaluation)}, at most {options.max_kl:g} asked for"]
     text = "\n".join([text, *found, *(f"note: {note}" for note in report.notes)])
     return result, text
+
+
+def _compress_lossless(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    if options.calibration or options.evaluation or options.statistics:
+        raise TrueaxisError("--lossless needs no text: leave out --calibration, --evaluation and --statistics")
+    with _progress_bar() as progress:
+        report = trueaxis.compress_lossless(
+            options.model, options.out, base=options.base, threads=options.threads, overwrite=options.overwrite,
+            progress=progress,
+        )  # fmt: skip
+    text = (
+        f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
+        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"every bit of {len(report.tensors)} tensors decoded and compared\n"
+        f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
+    )
+    return asdict(report), text
 
 
 def _kl(found: Any) -> str:
@@ -170,14 +193,14 @@ def _coders(found: dict[str, Any]) -> list[str]:
 def _verify(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import verify
 
-    found = verify(options.out)
+    found = verify(options.out, options.base)
     return found, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
 
 
 def _unpack(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import unpack
 
-    path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite)
+    path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite, base=options.base)
     return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
 
 

@@ -20,10 +20,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Returns:
         parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards,
         spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
-        tensors: name, shape, dtype, storage ("quantized", "exact", "tied to NAME" or "NAME times a matrix"), own_bytes
-        (records of its own), matrices (how many it is coded as: one, or one per slice), shared_streams (their
-        numbers). `report` is the
-        object that compression left behind, or None.
+        tensors: name, shape, dtype, storage ("quantized", "exact", "beside BASE", "tied to NAME" or "NAME times a
+        matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or one per slice),
+        shared_streams (their numbers). `report` is the object that compression left behind, or None.
 
     Raises:
         FormatError: The file is damaged.
@@ -48,6 +47,8 @@ def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)
     quantized = f"{source} times a matrix" if source else "quantized"
+    beside = any(record.type == RecordType.BASE for record in decoder.container.records(name))
+    exact = f"beside {decoder.container.header.get('base')}" if beside else "exact"
     return {
         "name": name,
         "shape": list(info.shape),
@@ -55,7 +56,7 @@ def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
         "own_bytes": info.length,
         "matrices": len(headers),
         "shared_streams": sorted({header.shared for header in headers if header.shared is not None}),
-        "storage": quantized if headers else f"tied to {target}" if target else "exact",
+        "storage": quantized if headers else f"tied to {target}" if target else exact,
     }
 
 

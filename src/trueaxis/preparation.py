@@ -138,7 +138,7 @@ class Prepared:
                 parameters=self.checkpoint.parameters,
                 bits_per_param=files.file_bytes * 8 / self.checkpoint.parameters,
                 seconds=time.perf_counter() - begun,
-                peak_memory_bytes=_peak_memory_bytes(),
+                peak_memory_bytes=peak_memory_bytes(),
                 recipe=self.recipe.to_json(),
                 recipe_hash=self.recipe.hash,
                 calibration=self.header["calibration"],
@@ -237,5 +237,6 @@ def _product_job(product: Product, network: Network, planner: Planner) -> Job:
     return Job(weight, product.metric, aligned, planner.plan(weight, aligned.weight, aligned.metric), weight)
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
