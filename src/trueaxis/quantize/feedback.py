@@ -31,9 +31,9 @@ def grid_at(plan: Plan, c: float) -> Grid:
 
     c goes to the codes that differ from each other, so that the size of the file is a smooth function of c.
     """
-    rows, columns = plan.weight.shape
+    columns = plan.weight.shape[1]
     varied_columns, varied_rows = np.ptp(plan.column_steps) > 0, np.ptp(plan.row_steps) > 0
-    samples = rows if varied_columns else min(plan.group, columns)
+    samples = plan.all_rows if varied_columns else min(plan.group, columns)
     resolution = plan.resolution or (resolution_for(samples) if varied_columns or varied_rows else OCTAVE)
     to_columns, to_rows = (c, 1.0) if varied_columns else (1.0, c)
     return Grid(
@@ -114,7 +114,7 @@ def quantize(plan: Plan, c: float, tables: Tables) -> Outcome:
         tables: Code lengths and reconstruction offsets to round with; the offsets must be those of the file.
     """
     rows, columns = plan.weight.shape
-    grid, shift, row_codes = grid_at(plan, c), shift_for(rows), plan.row_scale_codes
+    grid, shift, row_codes = grid_at(plan, c), shift_for(plan.all_rows), plan.row_scale_codes
     column_steps = steps(grid.column_codes[plan.order], grid.resolution)
     row_steps = np.ascontiguousarray(steps(grid.row_codes, grid.resolution))
     groups = np.ascontiguousarray(column_groups(grid)[plan.order])
