@@ -39,7 +39,7 @@ from trueaxis.passes import Job, Passes, first_tables
 from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
-from trueaxis.quantize.plan import Planner, reference_for
+from trueaxis.quantize.plan import Factor, Planner, reference_for
 from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
@@ -216,7 +216,8 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
             metric = network.metric(weight)
             aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
             for coded in split(weight, aligned):
-                plan = planner.plan(coded.weight, coded.values, coded.metric)
+                known = _known_factor(network, alignment, weight) if coded.values is aligned.weight else None
+                plan = planner.plan(coded.weight, coded.values, coded.metric, known)
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))
@@ -226,6 +227,13 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
     return [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+
+
+def _known_factor(network: Network, alignment: Alignment, weight: Weight) -> Factor | None:
+    """Factor of the metric where coordinates are those of the checkpoint, or a permutation of them."""
+    order = alignment.permutation(weight)
+    found = None if order is None else network.factor(weight)
+    return None if found is None else found.permuted(order)
 
 
 def _unused(file_bytes: int, target: int | None) -> list[str]:

@@ -24,20 +24,27 @@ from trueaxis.recipe import EFFORTS, Feedback, Gptq, GptqUniform, Quantizer, Rou
 from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
+DAMPING = Feedback().damping
 ROWS_FOR_COLUMN_STEPS = 16  # shorter columns share one step: a step of their own would cost more than it saves
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """Cholesky factor of a damped metric in visiting order: `order` [n], `lower` C [n, n] float64."""
+    """Cholesky factor C of a damped metric in visiting order; one for all matrices that read the same space.
+
+    Attributes:
+        order: int [n], the columns as visited from last to first.
+        diagonal: C_jj, float64 [n].
+        feedback: C_ij / C_jj, float32 [n, n].
+    """
 
     order: Array
-    lower: Array
+    diagonal: Array
+    feedback: Array
 
-    @cached_property
-    def feedback(self) -> Array:
-        """C_ij / C_jj, float32 [n, n]; one array for all matrices that read the same space."""
-        return (self.lower / np.maximum(np.diag(self.lower), TINY)[None, :]).astype(np.float32)
+    def permuted(self, order: Array) -> Factor:
+        """Of the same metric in coordinates x′ᵢ = x at order[i]."""
+        return replace(self, order=np.argsort(order)[self.order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +127,8 @@ def factorize(matrix: Array, damping: float, by: Order = "descending") -> Factor
     keys = {"descending": -energy, "ascending": energy, "natural": np.zeros(energy.size)}
     order = np.argsort(keys[by], kind="stable")
     lower, _ = damped_cholesky(matrix[np.ix_(order, order)], damping)
-    return Factor(order, lower)
+    diagonal = np.maximum(np.diag(lower), TINY)
+    return Factor(order, diagonal, (lower / diagonal).astype(np.float32))
 
 
 def effective_moment(metric: Metric, columns: int) -> Array | None:
@@ -138,7 +146,7 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
     if metric.second_moment is not None:
         found = factor(stage.damping)
         order, feedback = found.order, found.feedback
-        diagonal = np.maximum(np.diag(found.lower), TINY)
+        diagonal = found.diagonal
         if rows < ROWS_FOR_COLUMN_STEPS:
             diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
         column_steps[order] = unit / diagonal
@@ -211,7 +219,7 @@ def plan_watersic_core(stage: WaterSicCore, weight: Array, metric: Metric, facto
     """Steps c / C_jj in the checkpoint's column order, scaled so that every matrix gets the same rate at the same c."""
     rows, columns = weight.shape
     found = factor(stage.damping, "natural")
-    diagonal = np.maximum(np.diag(found.lower), TINY)
+    diagonal = found.diagonal
     spread = np.sqrt(np.mean(np.square(weight, dtype=np.float64), axis=0))
     level = np.exp(np.log(np.maximum(spread * diagonal, TINY)).mean())
     return Plan(
@@ -255,10 +263,19 @@ class Planner:
         self._latest = threading.local()  # the space that a thread planned for last, and its factors
         self._references: dict[Plan, Plan] = {}
 
-    def plan(self, weight: Weight, residual: Array, metric: Metric) -> Plan:
-        """Plan of one matrix; matrices of the same input space should follow each other in one thread."""
+    def plan(self, weight: Weight, residual: Array, metric: Metric, known: Factor | None = None) -> Plan:
+        """Plan of one matrix; matrices of the same input space should follow each other in one thread.
+
+        Args:
+            weight: Its name, space and role.
+            residual: W [m, n] float32.
+            metric: In the same coordinates.
+            known: What `factorize` makes of the metric with `DAMPING`, where that is known.
+        """
 
         def factor(damping: float, by: Order = "descending") -> Factor:
+            if known is not None and (damping, by) == (DAMPING, "descending"):
+                return known
             space = f"{weight.space or weight.name}/{weight.role}"
             if getattr(self._latest, "space", None) != space:
                 self._latest.space, self._latest.factors = space, {}
