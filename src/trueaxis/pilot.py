@@ -27,7 +27,7 @@ from trueaxis.types import Array, Quantized
 
 ENOUGH_WEIGHTS = 1 << 23  # to know a model's tables and its size to 0.1 %
 FEWEST_ROWS = 128
-OPTIMISM_BITS = 0.9  # that a column saves because its scale was measured on the very rows it codes
+OPTIMISM_BITS = 1.0  # that a column saves because its scale was measured on the very rows it codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,8 @@ class Pilot:
         return OPTIMISM_BITS * float(columns @ (shares - 1)) + weights * self._stage.lanes * 32 / self._stage.chain
 
     def _side_bytes(self, job: Job, matrix: Quantized, tables: Tables) -> float:
-        """Of the whole record without its streams: where rows have codes of their own, they are most of it."""
+        """Of the whole record without its streams: codes of columns are all there, of rows a share if they vary."""
         found = len(pack_residual(matrix, tables, self._stage.lanes, self._stage.chain, shared=0))
+        columns, rows = matrix.indices.shape
         varied = np.ptp(matrix.grid.row_codes) or matrix.contexts.row_codes.any()
-        return found * (job.plan.all_rows / matrix.indices.shape[1] if varied else 1.0)
+        return found * ((columns + job.plan.all_rows) / (columns + rows) if varied else 1.0)

@@ -232,7 +232,9 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
 def _known_factor(network: Network, alignment: Alignment, weight: Weight) -> Factor | None:
     """Factor of the metric where coordinates are those of the checkpoint, or a permutation of them."""
     order = alignment.permutation(weight)
-    found = None if order is None else network.factor(weight)
+    if order is None:
+        return None
+    found = network.factor(weight)
     return None if found is None else found.permuted(order)
 
 

@@ -14,13 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trueaxis.metric.statistics import Statistics
 from trueaxis.types import Array, CalibrationError, Metric, TrueaxisError, Weight
 
-DISTANCE_BLOCK = 256  # columns
+if TYPE_CHECKING:
+    import torch
+
+DISTANCE_BLOCK, FACTOR_BLOCK = 256, 256  # columns
 ZERO_METRIC_DAMPING = 1e-12  # what stands in for H = 0, where no scale is given
 
 
@@ -170,18 +174,37 @@ def damped_cholesky(second_moment: Array, start: float = 1e-6) -> tuple[Array, f
     matrix = torch.from_numpy(second_moment).double()
     if not math.isfinite(float(matrix.sum())):
         raise CalibrationError(f"metric {list(second_moment.shape)} holds NaN or Inf; calibrate again")
-    matrix = matrix.clone() if matrix.data_ptr() == second_moment.ctypes.data else matrix
-    diagonal = matrix.diagonal().clone()
+    diagonal = matrix.diagonal()
     scale = float(diagonal.abs().mean()) or float(matrix.abs().max())
     if scale < np.finfo(np.float64).tiny:
         return math.sqrt(ZERO_METRIC_DAMPING) * np.eye(matrix.shape[0]), ZERO_METRIC_DAMPING
     relative = start
     while True:  # ends: a multiple of I above the spectral radius, at most n · max |H|, is reached
-        matrix.diagonal().copy_(diagonal + relative * scale)
-        factor, failure = torch.linalg.cholesky_ex(matrix)
-        if not int(failure) and bool(torch.isfinite(factor.diagonal()).all()):
+        factor = matrix.clone()
+        factor.diagonal().add_(relative * scale)
+        if _factorize(factor) and bool(torch.isfinite(factor.diagonal()).all()):
             return factor.numpy(), relative * scale
         relative = max(relative * 10, 1e-12)
+
+
+def _factorize(matrix: torch.Tensor) -> bool:
+    """Lower Cholesky factor in place, block column by block column; whether there is one.
+
+    The library's own function takes longer: it clears the other triangle against the grain of memory.
+    """
+    import torch
+
+    for start in range(0, matrix.shape[0], FACTOR_BLOCK):
+        block = slice(start, start + FACTOR_BLOCK)
+        panel = matrix[start:, block]
+        panel.addmm_(matrix[start:, :start], matrix[block, :start].T, alpha=-1)
+        factor, failure = torch.linalg.cholesky_ex(panel[:FACTOR_BLOCK])
+        if int(failure):
+            return False
+        panel[:FACTOR_BLOCK] = factor
+        panel[FACTOR_BLOCK:] = torch.linalg.solve_triangular(factor.T, panel[FACTOR_BLOCK:], upper=True, left=False)
+    matrix.tril_()
+    return True
 
 
 def transform(second_moment: Array, matrix: Array) -> Array:

@@ -64,7 +64,7 @@ class Plan:
         resolution: Codes per octave of the steps; None for what the weights behind a step pay for.
         rounding: "plain", or "gains" for a least-squares gain on every finished column.
         refit: "none", or "rescalers" for row and column steps fitted again to the finished matrix.
-        sampled_from: Rows of the matrix that these are a sample of; None where they are all.
+        whole, stride: The plan that this is every so manieth row of; None where it has all rows.
     """
 
     weight: Array
@@ -80,17 +80,18 @@ class Plan:
     resolution: int | None = None
     rounding: Literal["plain", "gains"] = "plain"
     refit: Literal["none", "rescalers"] = "none"
-    sampled_from: int | None = None
+    whole: Plan | None = None
+    stride: int = 1
 
     @property
     def all_rows(self) -> int:
         """Rows of the whole matrix: what steps and scales are paid for by."""
-        return self.sampled_from or self.weight.shape[0]
+        return self.weight.shape[0] if self.whole is None else self.whole.all_rows
 
     def sampled(self, stride: int) -> Plan:
         """The plan of every so many rows."""
         weight, row_steps = self.weight[::stride], self.row_steps[::stride]
-        return replace(self, weight=weight, row_steps=row_steps, sampled_from=self.all_rows)
+        return replace(self, weight=weight, row_steps=row_steps, whole=self, stride=stride)
 
     def scaled(self, factor: float) -> Plan:
         """The same plan with every step times `factor`."""
@@ -107,7 +108,7 @@ class Plan:
     @cached_property
     def row_scale_codes(self) -> Array:
         """See `row_scale_codes`; the same at every c, so found once."""
-        return row_scale_codes(self)
+        return row_scale_codes(self) if self.whole is None else self.whole.row_scale_codes[:: self.stride]
 
     @property
     def mean_log_step(self) -> float:
@@ -326,7 +327,7 @@ def row_scale_codes(plan: Plan) -> Array:
     octaves -= octaves.mean()
     if 0.69 * float(octaves.var()) * columns < 2.5:
         return np.zeros(rows, np.int32)
-    return np.rint(octaves * (CODES_PER_OCTAVE << shift_for(plan.all_rows))).astype(np.int32)
+    return np.rint(octaves * (CODES_PER_OCTAVE << shift_for(rows))).astype(np.int32)
 
 
 def _positive(values: Array) -> Array:
