@@ -259,6 +259,8 @@ void bind_instruction_sets(nb::module_& m) {
 }  // namespace trueaxis
 
 NB_MODULE(_core, m) {
+    // What a traceback or a cache still holds when the interpreter ends is no leak.
+    nanobind::set_leak_warnings(false);
     m.doc() = "C++ core of trueaxis: tables, rANS, trellis, side information, noise feedback.";
     trueaxis::bind_tables(m);
     trueaxis::bind_streams(m);

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,16 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.parallel import ordered_map
-from trueaxis.passes import Job, Passes
+from trueaxis.passes import Job, Passes, first_tables
+from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
-from trueaxis.quantize.plan import Planner, reference_for
+from trueaxis.quantize.plan import Factor, Planner, reference_for
 from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
 from trueaxis.staging import staged_directory
-from trueaxis.types import CompressionReport, Evaluation, Quantized, Weight
+from trueaxis.types import CompressionReport, Evaluation, Quantized, TargetError, Weight
 
 REPORT = "trueaxis.json"
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
@@ -97,12 +99,17 @@ class Prepared:
             )  # fmt: skip
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
-        passes = Passes(self.jobs, effort, self.recipe.entropy, write, self.threads, self.progress)
-        fixed = sum(entry.stored_bytes for entry in self.exact)
+        size, fixed = sum(job.coded.size for job in self.jobs), sum(entry.stored_bytes for entry in self.exact)
         plans = [job.plan for job in self.jobs]
-        start = first_c(plans, 8.0 * max(target - fixed, 1))
-        size = sum(job.coded.size for job in self.jobs)
-        return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
+        start, finest = first_c(plans, 8.0 * max(target - fixed, 1)), finest_c(plans)
+        tables, learning, taught = first_tables(self.jobs, effort), effort.learning_passes, effort.taught
+        if sampled := sample(self.jobs):
+            pilot = Pilot(sampled, tables, learning, self.recipe.entropy, fixed, self.threads, self.progress)
+            with suppress(TargetError):  # by estimate; the passes tell for certain
+                trial = search(pilot, start, size, target, fixed, learning, finest, taught)
+                start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
+        passes = Passes(self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress)
+        return search(passes, start, size, target, fixed, learning, finest, taught)
 
     def save(
         self,
@@ -209,7 +216,8 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
             metric = network.metric(weight)
             aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
             for coded in split(weight, aligned):
-                plan = planner.plan(coded.weight, coded.values, coded.metric)
+                known = _known_factor(network, alignment, weight) if coded.values is aligned.weight else None
+                plan = planner.plan(coded.weight, coded.values, coded.metric, known)
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))
@@ -219,6 +227,15 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
     return [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+
+
+def _known_factor(network: Network, alignment: Alignment, weight: Weight) -> Factor | None:
+    """Factor of the metric where coordinates are those of the checkpoint, or a permutation of them."""
+    order = alignment.permutation(weight)
+    if order is None:
+        return None
+    found = network.factor(weight)
+    return None if found is None else found.permuted(order)
 
 
 def _unused(file_bytes: int, target: int | None) -> list[str]:
