@@ -33,7 +33,7 @@ from trueaxis.metric.source import obtain_statistics
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
-from trueaxis.parallel import ordered_map
+from trueaxis.parallel import one_thread, ordered_map
 from trueaxis.passes import Job, Passes
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
@@ -78,6 +78,7 @@ class Prepared:
     progress: Progress
     sources: Mapping[str, str]
 
+    @one_thread()
     def fit(self, target: int) -> Assembled:
         """The files at a size.
 
@@ -104,6 +105,7 @@ class Prepared:
         size = sum(job.coded.size for job in self.jobs)
         return search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
 
+    @one_thread()
     def save(
         self,
         files: Assembled,
@@ -152,6 +154,7 @@ class Prepared:
         return report
 
 
+@one_thread()
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe,
