@@ -34,7 +34,7 @@ from trueaxis.metric.source import obtain_statistics
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
-from trueaxis.parallel import ordered_map
+from trueaxis.parallel import one_thread, ordered_map
 from trueaxis.passes import Job, Passes, first_tables
 from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
@@ -80,6 +80,7 @@ class Prepared:
     progress: Progress
     sources: Mapping[str, str]
 
+    @one_thread()
     def fit(self, target: int) -> Assembled:
         """The files at a size.
 
@@ -111,6 +112,7 @@ class Prepared:
         passes = Passes(self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress)
         return search(passes, start, size, target, fixed, learning, finest, taught)
 
+    @one_thread()
     def save(
         self,
         files: Assembled,
@@ -159,6 +161,7 @@ class Prepared:
         return report
 
 
+@one_thread()
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe,
