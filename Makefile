@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 TRANSFORMERS ?= 5.0.0
-PEERS ?= hqq bitsandbytes torchao zipnn
+PEERS ?= hqq bitsandbytes torchao gptqmodel llama_cpp zipnn
+PACKAGES_llama_cpp := llama-cpp-python gguf
 
-.PHONY: demo test test-transformers lint format bench-peers clean
+.PHONY: demo test test-transformers lint format bench bench-peers clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
@@ -35,12 +36,18 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format src tests tools benchmarks fuzz
 	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
 
+# Every model, recipe and installed peer: benchmarks/RESULTS.md and the README's first table. A run that was cut short
+# goes on where it ended; make bench BENCH="--models src/trueaxis/demo/model" limits it.
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
 # Other people's quantizers for `trueaxis compare`, each in an environment of its own, since their pins differ.
-bench-peers:
-	for peer in $(PEERS); do \
-		$(PYTHON) -m venv build/peers/$$peer && \
-		build/peers/$$peer/bin/pip install --quiet -c constraints.txt $$peer torch transformers safetensors numpy || exit 1; \
-	done
+bench-peers: $(PEERS:%=build/peers/%)
+
+build/peers/%:
+	$(PYTHON) -m venv $@
+	$@/bin/pip install --quiet -c constraints.txt $(or $(PACKAGES_$*),$*) torch transformers safetensors numpy || \
+		{ rm -rf $@; exit 1; }
 
 clean:
 	rm -rf $(VENV) build

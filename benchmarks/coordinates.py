@@ -161,7 +161,7 @@ def stream_term(name: str, weight: Array, metric: Metric) -> Term:
     assert metric.second_moment is not None
     if name not in WRITERS:
         return Term(weight.T @ weight / len(weight), len(weight), metric.second_moment, metric.sensitivity)
-    energies = np.square(np.diag(factorize(metric.second_moment, 1e-3).lower))
+    energies = np.square(factorize(metric.second_moment, 1e-3).diagonal)
     level = metric.sensitivity * float(np.exp(np.log(energies).mean()))
     return Term(weight @ weight.T / weight.shape[1], weight.shape[1], None, level)
 

@@ -4,27 +4,15 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#include <array>
+#include "word_places.hpp"
 
 #define TARGET __attribute__((target("avx2,bmi,popcnt")))
 
 namespace trueaxis {
 namespace {
 
-constexpr int kPart = 8;
+constexpr int kPart = kPartLanes;
 constexpr int kParts = kMaxLanes / kPart;
-
-// Entry m: for each lane the number of set bits of m below it, where its next word stands.
-constexpr std::array<std::array<uint8_t, kPart>, 256> word_places() {
-    std::array<std::array<uint8_t, kPart>, 256> places{};
-    for (int mask = 0; mask < 256; ++mask)
-        for (int l = 0, place = 0; l < kPart; ++l) {
-            places[mask][l] = static_cast<uint8_t>(place);
-            place += mask >> l & 1;
-        }
-    return places;
-}
-constexpr auto kWordPlaces = word_places();
 
 TARGET inline __m256i load(const void* data) { return _mm256_loadu_si256(static_cast<const __m256i*>(data)); }
 TARGET inline void store(void* data, __m256i value) { _mm256_storeu_si256(static_cast<__m256i*>(data), value); }

@@ -259,10 +259,13 @@ void bind_instruction_sets(nb::module_& m) {
 }  // namespace trueaxis
 
 NB_MODULE(_core, m) {
+    // What a traceback or a cache still holds when the interpreter ends is no leak.
+    nanobind::set_leak_warnings(false);
     m.doc() = "C++ core of trueaxis: tables, rANS, trellis, side information, noise feedback.";
     trueaxis::bind_tables(m);
     trueaxis::bind_streams(m);
     trueaxis::bind_decoding(m);
+    trueaxis::bind_planes(m);
     trueaxis::bind_side(m);
     trueaxis::bind_feedback(m);
     trueaxis::bind_instruction_sets(m);

@@ -56,5 +56,6 @@ Out<T, D> allocate(std::array<size_t, D> shape) {
 inline const uint8_t* data_of(const nb::bytes& bytes) { return reinterpret_cast<const uint8_t*>(bytes.c_str()); }
 
 void bind_decoding(nb::module_& m);
+void bind_planes(nb::module_& m);
 
 }  // namespace trueaxis

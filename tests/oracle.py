@@ -14,6 +14,7 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from twins import SideTwin, Twin, next_state
 
 Array = np.ndarray
 CLASSES = 48
-WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-MODEL, TABLES, STREAM, TRANSFORM, FUNCTION, RESIDUAL, PLANES, ALIAS, SLICE = 1, 2, 3, 16, 17, 18, 19, 20, 21
+WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+WIDTH |= {"U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
+MODEL, TABLES, STREAM, TRANSFORM, FUNCTION, RESIDUAL, PLANES, ALIAS, SLICE, BASE = 1, 2, 3, 16, 17, 18, 19, 20, 21, 22
 
 
 class Bytes:
@@ -289,8 +291,10 @@ def rounded(values: Array, dtype: str) -> bytes:
     return np.ascontiguousarray(values).astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
 
 
-def read_planes(payload: bytes, count: int, width: int) -> bytes:
+def read_planes(payload: bytes, count: int, width: int, base: bytes) -> bytes:
     mode, cursor = payload[0], Bytes(payload[1:])
+    if mode == 3:
+        return read_bitplanes(cursor, count, width, base)
     if mode < 2:
         return cursor.rest() * (count if mode == 1 else 1)
     numbers = integers(cursor.take(cursor.varint()), [0] + [1, 2] * count)
@@ -300,10 +304,90 @@ def read_planes(payload: bytes, count: int, width: int) -> bytes:
     return b"".join(parts)
 
 
+def read_bitplanes(cursor: Bytes, count: int, width: int, base: bytes) -> bytes:
+    """Planes of bits to entries."""
+    head, bits = cursor.take(1)[0], 8 * width
+    theirs = [int.from_bytes(base[i : i + width], "little") for i in range(0, len(base), width)]
+    tables, contexts = 1, [0] * count
+    if head >> 2 == 1:
+        tables, columns = cursor.varint(), cursor.varint()
+        rows = count // columns
+        numbers = integers(cursor.take(cursor.varint()), [0] + [1] * rows + [2] + [3] * columns)
+        codes, across = numbers[1 : rows + 1], numbers[rows + 2 :]
+        contexts = [codes[i // columns] + numbers[0] + across[i % columns] + numbers[rows + 1] for i in range(count)]
+    elif head >> 2 == 2:
+        tables, top, shift = cursor.varint(), cursor.varint(), cursor.varint()
+        contexts = [top - (turned(their, bits) >> shift) for their in theirs]
+    contexts = [min(max(context, 0), tables - 1) for context in contexts]
+    words, place = [0] * count, bits
+    for _ in range(cursor.take(1)[0]):
+        mark = cursor.take(1)[0]
+        place -= mark & 31
+        if mark >> 5 & 3 == 1:
+            values = raw_values(cursor.take((count * (mark & 31) + 7) // 8), count, mark & 31)
+        elif mark >> 5 & 3 == 2:
+            values = coded_values(cursor, contexts if mark >> 7 else [0] * count, tables if mark >> 7 else 1)
+        else:
+            values = [0] * count
+        words = [word | value << place for word, value in zip(words, values, strict=True)]
+    found = [entry_of(word, their, head & 3, bits) for word, their in zip(words, theirs or words, strict=True)]
+    return b"".join(entry.to_bytes(width, "little") for entry in found)
+
+
+def turned(entry: int, bits: int) -> int:
+    return (entry << 1 | entry >> (bits - 1)) & ((1 << bits) - 1)
+
+
+def entry_of(word: int, their: int, residue: int, bits: int) -> int:
+    everything, half = (1 << bits) - 1, (1 << (bits - 1)) - 1
+    if residue == 1:
+        difference = -(word + 1 >> 1) if word & 1 else word >> 1
+        order = ((their ^ half if their > half else their) + difference) & everything
+        return order ^ half if order > half else order
+    return (word >> 1 | (word & 1) << (bits - 1)) ^ (their if residue == 2 else 0)
+
+
+def raw_values(data: bytes, count: int, bits: int) -> list[int]:
+    found: list[int] = []
+    for first in range(0, count, 4096):
+        size = min(4096, count - first)
+        stride = (size * bits + 7) // 8
+        block = data[first * bits // 8 :][:stride]
+        found += [block[i % stride] >> i // stride * bits & (1 << bits) - 1 for i in range(size)]
+    return found
+
+
+def coded_values(cursor: Bytes, contexts: list[int], tables: int) -> list[int]:
+    lanes, offset = 1 << cursor.take(1)[0], cursor.varint()
+    escaped = np.frombuffer(cursor.take(2 * cursor.varint()), "<u2").tolist()
+    first, last, step = cursor.take(3)
+    extent = last + 1
+    bins = [s * 16 // extent for s in range(extent)]
+    numbers = integers(cursor.take(cursor.varint()), bins + [16 + one for one in bins] * (tables - 1))
+    rows = [np.cumsum(numbers[:extent]).tolist()]
+    for t in range(1, tables):
+        above = [0] * step + rows[-1]
+        rows.append([numbers[t * extent + s] + above[s] for s in range(extent)])
+    lookups = [[(first + s, f, i) for s, f in enumerate(row) for i in range(f)] for row in rows]
+    words = np.frombuffer(cursor.take(cursor.varint()), "<u2").tolist()
+    states = [words[2 * lane] | words[2 * lane + 1] << 16 for lane in range(lanes)]
+    rest, found, escapes = iter(words[2 * lanes :]), [], iter(escaped)
+    for i, context in enumerate(contexts):
+        x = states[i % lanes]
+        symbol, frequency, above = lookups[context][x & 4095]
+        x = frequency * (x >> 12) + above
+        states[i % lanes] = x << 16 | next(rest) if x < 1 << 16 else x
+        found.append(next(escapes) if escaped and symbol == 255 else offset + symbol)
+    assert set(states) == {1 << 16}
+    assert not [*rest, *escapes]
+    return found
+
+
 class Oracle:
     """Decodes a directory."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.header, model, extents = read_shards(path)
         found = records(model)
         self.tables = next((read_tables(payload) for kind, payload, _ in found if kind == TABLES), None)
@@ -362,6 +446,16 @@ class Oracle:
             if side != "right"
         ]
 
+    def _base(self, name: str) -> bytes:
+        """Bits of the base's tensor, proved by their hash."""
+        found = self._base_tensors[name]
+        assert hashlib.blake2b(found, digest_size=16).digest() == self.records[name][0][1]
+        return found
+
+    @cached_property
+    def _base_tensors(self) -> dict[str, bytes]:
+        return Oracle(self.path.parent / self.header["base"]).tensors()
+
     def tensors(self) -> dict[str, bytes]:
         """The bits of every tensor, little-endian, in row-major order."""
         indices = self._indices() if self.tables else {}
@@ -369,7 +463,8 @@ class Oracle:
         for name, (shape, dtype) in self.shapes.items():
             kind, payload = self.records[name][-1]
             if kind == PLANES:
-                found[name] = read_planes(payload, math.prod(shape), WIDTH[dtype])
+                base = self._base(name) if self.records[name][0][0] == BASE else b""
+                found[name] = read_planes(payload, math.prod(shape), WIDTH[dtype], base)
             elif kind == RESIDUAL:
                 values = self._values(name, indices)
                 if self.records[name][0][0] == ALIAS:

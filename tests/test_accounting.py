@@ -42,6 +42,9 @@ def test_rows_add_up_and_cover_every_tensor(run: Run, tiny_llama: Path) -> None:
     assert spent / 8 == pytest.approx(report.file_bytes - report.header_bytes, abs=1)
     assert report.parameters == checkpoint.parameters
     assert report.bits_per_param == report.file_bytes * 8 / report.parameters
+    gaps = sum(row.gap_bits * math.prod(row.shape) for row in report.tensors) + 8 * report.header_bytes
+    above = report.bits_per_param - report.limit_bits_per_param
+    assert above == pytest.approx(gaps / report.parameters, abs=1e-3)
     assert report.copied_bytes == sum(file.stat().st_size for file in checkpoint.files_to_copy())
     assert report.seconds > 0 and report.peak_memory_bytes > 1 << 20
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import trueaxis
+from trueaxis.cli import main
 from trueaxis.model.checkpoint import Checkpoint
 
 
@@ -67,3 +68,19 @@ def test_damage_is_refused(tied: Path, tmp_path: Path) -> None:
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-1])
     with pytest.raises(trueaxis.FormatError):
         trueaxis.inspect(copy)
+
+
+@pytest.mark.parametrize("name", ["plot.png", "plot.svg"])
+def test_command_draws(name: str, tied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="plots need matplotlib (trueaxis[all])")
+    assert main(["inspect", str(tied), "--plot", str(tmp_path / name)]) == 0
+    begins = (tmp_path / name).read_bytes()[:4]
+    assert begins == {"plot.png": b"\x89PNG", "plot.svg": b"<?xm"}[name]
+    copy = tmp_path / "copy"
+    shutil.copytree(tied, copy)
+    (copy / "trueaxis.json").unlink()
+    capsys.readouterr()
+    assert main(["inspect", str(copy), "--plot", str(tmp_path / "other.png")]) == 1
+    assert "trueaxis.json, which is missing" in capsys.readouterr().err
+    assert main(["inspect", str(tied), "--plot", str(tmp_path / "other.pdf")]) == 1
+    assert "drawn as .png or .svg" in capsys.readouterr().err

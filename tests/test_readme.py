@@ -54,7 +54,8 @@ def test_there_are_blocks_of_both_kinds() -> None:
 def test_block_runs(
     language: str, block: str, model: Path, compressed_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(model, tmp_path / "MODEL")
+    for copy in ("MODEL", "BASE"):
+        shutil.copytree(model, tmp_path / copy)
     write_text(tmp_path / "text.txt", seed=1)
     write_text(tmp_path / "test.txt", seed=2)
     if "compress" not in block:

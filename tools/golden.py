@@ -28,7 +28,10 @@ from trueaxis.container import CONFIG, Entry, pack_shards
 from trueaxis.entropy.model import CLASSES, CODES_PER_OCTAVE, MAGNITUDES, ZERO_CLASS, Tables, pack_tables, tables_for
 from trueaxis.entropy.stream import pack_residual, pack_shared, segment
 from trueaxis.header import config_hash
+from trueaxis.lossless.tensor import pack_tensor
 from trueaxis.record import VERSION, Record, RecordType
+from trueaxis.runtime.base_model import fingerprint
+from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
@@ -77,12 +80,14 @@ def tables_of(matrices: Sequence[Quantized], largest: int = 15) -> Tables:
     return tables_for(counts, offsets, largest)
 
 
-def write(path: Path, model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int = 10**9) -> None:
+def write(
+    path: Path, model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int = 10**9, **facts_more: str
+) -> None:
     """A directory of these tensors."""
     facts = {
         "parameters": sum(int(np.prod(entry.shape)) for entry in entries), "config": config_hash(FAMILY_CONFIG),
         "config_bytes": 2, "copied": [], "gauge": [], "recipe": {}, "sketch": [1, 70000],
-        "calibration": {"source": "none", "tokens": 0},
+        "calibration": {"source": "none", "tokens": 0}, **facts_more,
     }  # fmt: skip
     path.mkdir(parents=True)
     for name, data in pack_shards(facts, model_records, entries, shard_bytes).items():
@@ -226,6 +231,61 @@ def exact(path: Path) -> None:
     write(path, [], entries)
 
 
+def bit_tensors(seed: int) -> list[tuple[str, str, tuple[int, ...], Array]]:
+    """Tensors that hold every kind of number there is: name, dtype, shape, bits."""
+    rng = np.random.default_rng(seed)
+    spread = rng.standard_normal((48, 1)) + rng.standard_normal(40)
+    floats = (rng.standard_normal((48, 40)) * np.exp2(spread)).astype("<f4")
+    bits = np.concatenate([rng.integers(0, 1 << 16, 300), [0, 0x8000, 1, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF, 0x7C00]])
+    skewed = rng.choice(np.array([0x6000, 0x6040, 0xE080, 0], "<u2"), (2, 66000), p=(0.985, 0.01, 0.0045, 0.0005))
+    return [
+        ("scaled", "BF16", (48, 40), (floats.view("<u4") >> 16).astype("<u2")),
+        ("single", "F32", (48, 40), floats),
+        ("wide", "F32", (48, 40), floats.view("<u4") & 0xFFFF0000),
+        ("half", "F16", (40, 48), floats.astype("<f2").reshape(40, 48)),
+        ("double", "F64", (12, 40), floats[:12].astype("<f8")),
+        ("any", "BF16", (308,), bits.astype("<u2")),
+        ("numbers", "I64", (3, 50), rng.integers(-9, 9, (3, 50)).astype("<i8")),
+        ("flags", "BOOL", (64,), rng.integers(0, 2, 64).astype("u1")),
+        ("eighth", "F8_E4M3", (20, 30), rng.integers(0, 256, (20, 30)).astype("u1")),
+        ("zeros", "BF16", (8, 8), np.zeros((8, 8), "<u2")),
+        ("long", "BF16", (2, 66000), skewed),
+    ]  # fmt: skip
+
+
+def entries_of(bits: Array) -> Array:
+    """uint8 [entries, bytes of each]."""
+    return bits.reshape(-1).view(np.uint8).reshape(bits.size, bits.itemsize)
+
+
+def bits(path: Path) -> None:
+    """Planes of bits: all dtypes, NaN and infinities, contexts, escapes, four lanes and 64."""
+    entries = [
+        Entry(name, shape, dtype, (Record(RecordType.PLANES, b"\3" + pack_tensor(entries_of(found), shape, dtype)),))
+        for name, dtype, shape, found in bit_tensors(150)
+    ]
+    write(path, [], entries)
+
+
+def beside(path: Path) -> None:
+    """Planes of bits beside a base: the family `bits`, near it, far from it, and equal to it."""
+    entries = []
+    for name, dtype, shape, theirs in bit_tensors(150):
+        rng = np.random.default_rng(len(name))
+        theirs = theirs.reshape(shape).view(f"<u{theirs.itemsize}")
+        moves = rng.integers(0, 2, shape).astype(theirs.dtype) * (name not in ("zeros", "long"))
+        ours = theirs ^ (moves << 12 if name == "half" else moves)
+        if name == "scaled":
+            moved = (theirs.astype("<u4") << 16).view("<f4") + 0.01 * rng.standard_normal(shape)
+            ours = (moved.astype("<f4").view("<u4") >> 16).astype("<u2")
+        payload = b"\3" + pack_tensor(entries_of(ours), shape, dtype, entries_of(theirs))
+        records = [Record(RecordType.PLANES, payload)]
+        if needs_base(payload[1:]):
+            records.insert(0, Record(RecordType.BASE, fingerprint(entries_of(theirs).reshape(-1))))
+        entries.append(Entry(name, shape, dtype, tuple(records)))
+    write(path, [], entries, base="bits")
+
+
 def llama(path: Path) -> None:
     """A model from `trueaxis.compress` itself."""
     with tempfile.TemporaryDirectory() as folder:
@@ -247,6 +307,8 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "reflections": reflections,
     "product": product,
     "exact": exact,
+    "bits": bits,
+    "beside": beside,
     "llama": llama,
 }
 

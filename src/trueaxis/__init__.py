@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
     from trueaxis.inspection import inspect
+    from trueaxis.lossless.journey import compress_lossless
+    from trueaxis.report.page import report
     from trueaxis.runtime.load import load, unpack, verify
     from trueaxis.sweep import sweep
 
@@ -52,9 +54,11 @@ __all__ = [
     "compare",
     "compare_coders",
     "compress",
+    "compress_lossless",
     "evaluate",
     "inspect",
     "load",
+    "report",
     "sweep",
     "unpack",
     "verify",
@@ -66,9 +70,11 @@ _HOMES = {
     "compare": "trueaxis.comparison.run",
     "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
+    "compress_lossless": "trueaxis.lossless.journey",
     "evaluate": "trueaxis.evaluation",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
+    "report": "trueaxis.report.page",
     "sweep": "trueaxis.sweep",
     "unpack": "trueaxis.runtime.load",
     "verify": "trueaxis.runtime.load",

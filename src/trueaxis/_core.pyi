@@ -74,6 +74,17 @@ def decode_tiles(
 ) -> None:
     """One matrix to bfloat16 in uint16 `tiles` [strips * rows * lanes], without the pass that orders columns."""
 
+def encode_plane(symbols: _Array, contexts: _Array, frequencies: _Array, lanes: int) -> bytes:
+    """uint8 symbols, each with a uint8 context, through rANS; frequencies uint16 [contexts, 256]."""
+
+_Plane = tuple[int, int, bool, int, int, _Array, bytes, _Array]
+_Contexts = tuple[_Array, _Array, int, int, int, bool]
+
+def decode_planes(
+    count: int, width: int, residue: int, contexts: _Contexts, planes: Sequence[_Plane], base: _Array
+) -> _Array:
+    """Entries of `width` bytes, uint8 [count * width]; see runtime/bitplanes.py."""
+
 def encode_integers(values: _Array, contexts: _Array) -> bytes:
     """int32 values, each with a uint8 context, through the adaptive binary range coder."""
 

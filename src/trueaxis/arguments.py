@@ -55,14 +55,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--coders", action="store_true",
         help="also the same indices under Huffman and range coding, and their entropy; needs trueaxis[all]",
     )  # fmt: skip
+    commands.choices["inspect"].add_argument(
+        "--plot", metavar="FILE", help="draw bits over depth, and bytes by purpose, in a .png or .svg file"
+    )
     unpack = commands.choices["unpack"]
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
+    for name in ("verify", "unpack"):
+        _add_base(commands.choices[name], "the base that OUT goes beside, if it does not lie next to OUT")
     _add_eval(commands)
     _add_sweep(commands)
     _add_analyze(commands)
     _add_compare(commands)
+    _add_report(commands)
     _add_demo(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object")
@@ -74,7 +80,7 @@ def _add_compress(commands: Any) -> None:
         "compress",
         help="checkpoint to compressed directory, on target",
         description="Compress a checkpoint so that the whole file ends at most at the target and within 0.3 % below "
-        "it, or is as small\nas a divergence from the original allows.",
+        "it, or is as small\nas a divergence from the original allows, or as small as it gets with every bit kept.",
     )
     _add_model(command)
     command.add_argument("out", metavar="OUT", help="directory to create; it appears whole or not at all")
@@ -86,9 +92,15 @@ def _add_compress(commands: Any) -> None:
     target.add_argument(
         "--max-kl", type=float, metavar="NATS", help="largest KL from the original per token of --evaluation"
     )
+    target.add_argument("--lossless", action="store_true", help="every bit of every tensor; needs no calibration")
+    _add_base(command, "with --lossless: store what differs from this checkpoint, which reading needs again")
     _add_evaluation(command, required=False)
     _add_run(command)
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
+
+
+def _add_base(command: Any, text: str) -> None:
+    command.add_argument("--base", metavar="DIR", help=text)
 
 
 def _add_sweep(commands: Any) -> None:
@@ -203,6 +215,22 @@ def _add_text(command: Any) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", nargs="+", default=[], metavar="FILE", help="text, read with the model's tokenizer")
     source.add_argument("--tokens", metavar="FILE.npy", help="token ids, integers [sequences, length]")
+
+
+def _add_report(commands: Any) -> None:
+    text = "one page of HTML that shows a compressed directory, offline"
+    command = commands.add_parser(
+        "report", help=text,
+        description=f"Write {text}.\nFigures without their data say which command makes it. Needs trueaxis[report].",
+    )  # fmt: skip
+    command.add_argument("out", metavar="OUT", help="directory written by 'trueaxis compress'")
+    command.add_argument("--output", required=True, metavar="PAGE.html", help="file to write")
+    for name, source in (
+        ("analysis", "trueaxis analyze MODEL --json"),
+        ("comparison", "trueaxis compare MODEL --json, or sweep MODEL --json"),
+        ("evaluation", "trueaxis eval OUT --reference MODEL --json"),
+    ):
+        command.add_argument(f"--{name}", metavar="FILE", help=f"what this printed: {source}")
 
 
 def _add_demo(commands: Any) -> None:

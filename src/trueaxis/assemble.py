@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,15 +44,15 @@ class Assembled:
         tensor_bytes: Name → bytes of its records and its share of shared streams and tables.
         file_bytes: The rate's bytes: *.safetensors, their index, growth of config.json.
         header_bytes: The part of them that belongs to no tensor.
-        matrices, tables: What they were made of.
+        matrices, tables: What they were made of, as long as something can still change it.
     """
 
     files: Mapping[str, bytes]
     tensor_bytes: Mapping[str, float]
     file_bytes: int
     header_bytes: int
-    matrices: Sequence[tuple[Weight, Quantized]]
-    tables: Tables
+    matrices: Sequence[tuple[Weight, Quantized]] = ()
+    tables: Tables | None = None
 
 
 def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:
@@ -131,7 +131,31 @@ def assemble(
     entries += [*exact, *alias_entries(checkpoint, sources)]
     model_records = [Record(RecordType.TABLES, pack_tables(tables))] if matrices else []
     model_records += [Record(RecordType.STREAM, payload) for payload in streams]
-    config = {**_config_with_dtype(checkpoint), **({"tie_word_embeddings": False} if sources else {})}
+    account = _account(matrices, entries, model_records, groups, tables)
+    changes = {"tie_word_embeddings": False} if sources else {}
+    files = finish(checkpoint, model_records, entries, header, account, changes)
+    return replace(files, matrices=matrices, tables=tables)
+
+
+def finish(
+    checkpoint: Checkpoint,
+    model_records: Sequence[Record],
+    entries: Sequence[Entry],
+    header: Mapping[str, Any],
+    account: Mapping[str, float],
+    changes: Mapping[str, Any],
+) -> Assembled:
+    """Records to files.
+
+    Args:
+        checkpoint: The original.
+        model_records: Tables and shared streams.
+        entries: Every tensor.
+        header: Facts of the model for its header; those of the checkpoint are added.
+        account: Bytes of every tensor.
+        changes: Of the configuration.
+    """
+    config = {**_config_with_dtype(checkpoint), **changes}
     config["quantization_config"] = {"quant_method": "trueaxis", "version": VERSION}
     header = {**header, "config": config_hash(config), "parameters": checkpoint.parameters}
     header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
@@ -140,9 +164,8 @@ def assemble(
     files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
     weights_bytes = sum(len(data) for name, data in files.items() if name != CONFIG)
     growth = len(files[CONFIG]) - header["config_bytes"]
-    account = _account(matrices, entries, model_records, groups, tables)
     total = weights_bytes + max(0, growth)
-    return Assembled(files, account, total, total - round(sum(account.values())), matrices, tables)
+    return Assembled(files, account, total, total - round(sum(account.values())))
 
 
 def _config_with_dtype(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -42,6 +42,10 @@ def _compress(options: argparse.Namespace) -> Result:
     # Not `from trueaxis.compress import compress`: that import would put the module where the function is looked up.
     import trueaxis
 
+    if options.lossless:
+        return _compress_lossless(options)
+    if options.base is not None:
+        raise TrueaxisError("--base goes with --lossless")
     with _progress_bar() as progress:
         report = trueaxis.compress(
             options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
@@ -68,6 +72,25 @@ def _recipe(options: argparse.Namespace) -> Any:
     from trueaxis.recipe import tuned
 
     return tuned(options.recipe) if options.tune else options.recipe
+
+
+def _compress_lossless(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    if options.calibration or options.evaluation or options.statistics:
+        raise TrueaxisError("--lossless needs no text: leave out --calibration, --evaluation and --statistics")
+    with _progress_bar() as progress:
+        report = trueaxis.compress_lossless(
+            options.model, options.out, base=options.base, threads=options.threads, overwrite=options.overwrite,
+            progress=progress,
+        )  # fmt: skip
+    text = (
+        f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
+        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"every bit of {len(report.tensors)} tensors decoded and compared\n"
+        f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
+    )
+    return asdict(report), text
 
 
 def _kl(found: Any) -> str:
@@ -100,7 +123,7 @@ def _sweep(options: argparse.Namespace) -> Result:
 def _compare(options: argparse.Namespace) -> Result:
     from trueaxis.comparison.run import compare
     from trueaxis.comparison.table import render
-    from trueaxis.plot import check_plot, draw_comparison
+    from trueaxis.plot import check_plot, draw_curves
 
     if options.plot is not None:
         check_plot(options.plot)
@@ -111,15 +134,20 @@ def _compare(options: argparse.Namespace) -> Result:
             threads=options.threads, device=options.device, progress=progress,
         )  # fmt: skip
     if options.plot is not None:
-        draw_comparison(found, options.plot)
+        draw_curves(found, options.plot)
     return asdict(found), render(found)
 
 
 def _inspect(options: argparse.Namespace) -> Result:
     from trueaxis.coders import compare_coders
     from trueaxis.inspection import inspect
+    from trueaxis.plot import check_plot, draw_inspection
 
+    if options.plot is not None:
+        check_plot(options.plot)
     found = inspect(options.out)
+    if options.plot is not None:
+        draw_inspection(found, options.plot)
     lines = [
         f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
         f"{found['parameters']:,} parameters, format version {found['format_version']}",
@@ -172,14 +200,14 @@ def _coders(found: dict[str, Any]) -> list[str]:
 def _verify(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import verify
 
-    found = verify(options.out)
+    found = verify(options.out, options.base)
     return found, f"{options.out}: {found['tensors']} tensors verified, every byte accounted for"
 
 
 def _unpack(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import unpack
 
-    path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite)
+    path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite, base=options.base)
     return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
 
 
@@ -218,6 +246,16 @@ def _analyze(options: argparse.Namespace) -> Result:
         bounds = f"({claim.interval[0]:.3g} to {claim.interval[1]:.3g})" if claim.interval else f"({claim.reason})"
         lines.append(f"{claim.verdict:15} {claim.name:26} {number} {bounds} {claim.unit}")
     return asdict(found), "\n".join(lines)
+
+
+def _report(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    path = trueaxis.report(
+        options.out, options.output, analysis=options.analysis, comparison=options.comparison,
+        evaluation=options.evaluation,
+    )  # fmt: skip
+    return {"page": str(path)}, f"{path}: {path.stat().st_size:,} bytes, to be opened in any browser"
 
 
 def _demo(options: argparse.Namespace) -> Result:
@@ -270,6 +308,7 @@ RUNS = {
     "unpack": _unpack,
     "eval": _eval,
     "analyze": _analyze,
+    "report": _report,
     "demo": _demo,
 }
 

@@ -15,7 +15,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ TEXT_RATIO = 32  # bytes of text per compressed byte; lists of tensors reach 10 
 NAME_LIMIT = 512  # characters
 DIMENSION_LIMIT = 8
 SIZE_LIMIT = 1 << 48  # weights of one tensor
-DTYPES = ("F32", "F16", "BF16", "F64")
+DTYPES = ("F32", "F16", "BF16", "F64")  # of what may be quantized
+EXACT_DTYPES = ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "U16", "I16", "U32", "I32", "U64", "I64")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def pack_model_record(facts: Mapping[str, Any], hashes: Sequence[bytes]) -> Reco
     Raises:
         TrueaxisError: A fact is one that `parse_model_record` would refuse.
     """
-    for key, check in _CHECKS.items():
+    for key, check in _checks(facts):
         if not check(facts.get(key)):
             raise TrueaxisError(f"header: {key!r} cannot be written: {str(facts.get(key))[:80]}")
     for name, *_ in facts["tensors"]:
@@ -90,7 +91,7 @@ def parse_model_record(record: Record, where: str) -> tuple[dict[str, Any], list
         raise FormatError(f"{where}: claims {count} shards; the file is damaged")
     hashes = [payload[at : at + HASH_BYTES] for at in range(4, start, HASH_BYTES)]
     header = _inflate(payload[start:], where)
-    for key, check in _CHECKS.items():
+    for key, check in _checks(header):
         if not check(header.get(key)):
             raise FormatError(f"{where}: {key!r} is missing or out of range; the file is damaged")
     return header, hashes
@@ -151,8 +152,9 @@ def _tensor_info(row: Any, shard: int, offset: int, where: str) -> TensorInfo:
         raise FormatError(f"{where}: {str(name)[:80]!r} is no tensor name; the file is damaged")
     if not _is_shape(shape):
         raise FormatError(f"{where}: {name}: shape {str(shape)[:80]} is out of range; the file is damaged")
-    if dtype not in DTYPES:
-        raise FormatError(f"{where}: {name}: dtype {str(dtype)[:80]!r} is not one of: {', '.join(DTYPES)}")
+    if dtype not in DTYPES + EXACT_DTYPES:
+        known = ", ".join(DTYPES + EXACT_DTYPES)
+        raise FormatError(f"{where}: {name}: dtype {str(dtype)[:80]!r} is not one of: {known}")
     if not (_is_count(length) and length >= SMALLEST_FRAME):
         raise FormatError(f"{where}: {name}: length {str(length)[:80]} is out of range; the file is damaged")
     return TensorInfo(name, tuple(shape), dtype, shard, offset, length)
@@ -203,6 +205,13 @@ _CHECKS = {
     "sketch": _is_sketch,
     "tensors": lambda value: isinstance(value, list),
 }
+_OPTIONAL_CHECKS = {"base": is_tensor_name}
+
+
+def _checks(header: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[Any], bool]]]:
+    """What must hold of every key that is needed or there."""
+    yield from _CHECKS.items()
+    yield from ((key, check) for key, check in _OPTIONAL_CHECKS.items() if key in header)
 
 
 def _text_limit(compressed: bytes) -> int:

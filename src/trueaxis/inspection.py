@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from trueaxis.record import RecordType
+from trueaxis.restored import restored
 from trueaxis.runtime.decode import Decoder
+from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
 
@@ -18,10 +20,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Returns:
         parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards,
         spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
-        tensors: name, shape, dtype, storage ("quantized", "exact", "tied to NAME" or "NAME times a matrix"), own_bytes
-        (records of its own), matrices (how many it is coded as: one, or one per slice), shared_streams (their
-        numbers). `report` is the
-        object that compression left behind, or None.
+        tensors: name, shape, dtype, storage ("quantized", "exact", "beside BASE", "tied to NAME" or "NAME times a
+        matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or one per slice),
+        shared_streams (their numbers). `report` is the object that compression left behind, or None.
 
     Raises:
         FormatError: The file is damaged.
@@ -46,6 +47,8 @@ def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)
     quantized = f"{source} times a matrix" if source else "quantized"
+    beside = any(record.type == RecordType.BASE for record in decoder.container.records(name))
+    exact = f"beside {decoder.container.header.get('base')}" if beside else "exact"
     return {
         "name": name,
         "shape": list(info.shape),
@@ -53,7 +56,7 @@ def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
         "own_bytes": info.length,
         "matrices": len(headers),
         "shared_streams": sorted({header.shared for header in headers if header.shared is not None}),
-        "storage": quantized if headers else f"tied to {target}" if target else "exact",
+        "storage": quantized if headers else f"tied to {target}" if target else exact,
     }
 
 
@@ -77,12 +80,9 @@ def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
 
 def _report(path: Path, names: set[str]) -> dict[str, Any] | None:
     """The report of the compression, where it is there and tells of the same tensors; nothing protects its bytes."""
-    figures = ("bits_per_weight", "gap_bits", "relative_distortion")
     try:
         found = json.loads((path / REPORT).read_text(encoding="utf-8"))
-        complete = {row["name"] for row in found["tensors"] if all(isinstance(row[key], float) for key in figures)}
-        saved = [space["estimated_saved_bits"] for space in found.get("spaces", ())]
-        saved += (found.get("learning") or {"held_out": {}})["held_out"].values()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        report = restored(CompressionReport, found)
+    except (OSError, ValueError, RecursionError):
         return None
-    return found if complete == names and all(isinstance(bits, float) for bits in saved) else None
+    return found if {row.name for row in report.tensors} == names else None

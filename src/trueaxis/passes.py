@@ -15,6 +15,7 @@ from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.parallel import ordered_map
 from trueaxis.progress import Progress
 from trueaxis.quantize.feedback import quantize
+from trueaxis.quantize.outcome import Residuals
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
 from trueaxis.recipe import Coder, Effort
@@ -43,12 +44,23 @@ class Job:
     coded: Weight
 
 
+def first_tables(jobs: Sequence[Job], effort: Effort) -> Tables:
+    """What to quantize with while nothing was learned of the model."""
+    return settled_tables(effort.trellis, max((job.plan.rate_weight for job in jobs), default=0.0))
+
+
+def learned_tables(fitted: Tables, residuals: Sequence[Residuals]) -> Tables:
+    """Tables fitted to a pass, with the centroids of what it rounded."""
+    return Tables(fitted.frequencies, fitted.escape_orders, offsets_from(residuals))
+
+
 class Passes:
     """Call it with c for the file at that c.
 
     Args:
         jobs: All matrices of the model.
-        effort: Trellis, and the number of passes that teach.
+        tables: What to quantize with first.
+        learning_passes: Passes after which the tables that quantize stay as they are.
         stage: The recipe's coder.
         write: Makes the files.
         threads: Workers; the result does not depend on them.
@@ -56,25 +68,34 @@ class Passes:
     """
 
     def __init__(
-        self, jobs: Sequence[Job], effort: Effort, stage: Coder, write: Write, threads: int, progress: Progress
+        self,
+        jobs: Sequence[Job],
+        tables: Tables,
+        learning_passes: int,
+        stage: Coder,
+        write: Write,
+        threads: int,
+        progress: Progress,
     ) -> None:
-        self._jobs, self._effort, self._stage, self._write = jobs, effort, stage, write
+        self._jobs, self._tables, self._learning_passes = jobs, tables, learning_passes
+        self._stage, self._write = stage, write
         self._threads, self._progress, self._made = threads, progress, 0
-        self._tables = settled_tables(effort.trellis, max((job.plan.rate_weight for job in jobs), default=0.0))
 
     def __call__(self, c: float) -> Assembled:
         """Every matrix with its steps times c, coded with tables of its own."""
         tables, pool = self._tables, POOLINGS[type(self._stage)]
-        outcomes = ordered_map(lambda job: quantize(job.plan, c, tables), self._jobs, self._threads)
-        matrices = [
-            (job.coded, pool(self._stage, job.coded, outcome.quantized))
-            for job, outcome in zip(self._jobs, outcomes, strict=True)
-        ]
-        fitted = fit_tables(count_symbols([matrix for _, matrix in matrices]), tables.offsets)
+
+        def rounded(job: Job) -> tuple[Quantized, Residuals]:
+            outcome = quantize(job.plan, c, tables)
+            return pool(self._stage, job.coded, outcome.quantized), outcome.residuals
+
+        found = ordered_map(rounded, self._jobs, self._threads)
+        matrices = [(job.coded, matrix) for job, (matrix, _) in zip(self._jobs, found, strict=True)]
+        counts = ordered_map(lambda pair: count_symbols([pair[1]]), matrices, self._threads)
+        fitted = fit_tables(sum(counts, start=count_symbols([])), tables.offsets)
         result = self._write(matrices, fitted)
         self._made += 1
-        if self._made <= self._effort.learning_passes:
-            learned = offsets_from([(outcome.residual_sums, outcome.residual_counts) for outcome in outcomes])
-            self._tables = Tables(fitted.frequencies, fitted.escape_orders, learned)
+        if self._made <= self._learning_passes:
+            self._tables = learned_tables(fitted, [residuals for _, residuals in found])
         self._progress("search", self._made, self._made + 1)
         return result

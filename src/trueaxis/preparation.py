@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,17 +35,18 @@ from trueaxis.metric.source import calibration_tokens, obtain_statistics
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
-from trueaxis.parallel import ordered_map
-from trueaxis.passes import Job, Passes, Write
+from trueaxis.parallel import one_thread, ordered_map
+from trueaxis.passes import Job, Passes, Write, first_tables
+from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
-from trueaxis.quantize.plan import Planner, reference_for
+from trueaxis.quantize.plan import Factor, Planner, reference_for
 from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, NoTuning, Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
-from trueaxis.types import CompressionReport, Evaluation, Quantized, Weight
+from trueaxis.types import Aligned, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight
 
 REPORT = "trueaxis.json"
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
@@ -85,6 +87,7 @@ class Prepared:
     device: str = "cpu"
     calibration: Sequence[str | Path] = ()
 
+    @one_thread()
     def fit(self, target: int) -> Assembled:
         """The files at a size.
 
@@ -104,13 +107,18 @@ class Prepared:
             )  # fmt: skip
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
-        passes = Passes(self.jobs, effort, self.recipe.entropy, write, self.threads, self.progress)
-        fixed = sum(entry.stored_bytes for entry in self.exact)
+        size, fixed = sum(job.coded.size for job in self.jobs), sum(entry.stored_bytes for entry in self.exact)
         plans = [job.plan for job in self.jobs]
-        start = first_c(plans, 8.0 * max(target - fixed, 1))
-        size = sum(job.coded.size for job in self.jobs)
-        found = search(passes, start, size, target, fixed, effort.learning_passes, finest_c(plans), effort.taught)
-        return self._tuned(found, write, target)
+        start, finest = first_c(plans, 8.0 * max(target - fixed, 1)), finest_c(plans)
+        tables, learning, taught = first_tables(self.jobs, effort), effort.learning_passes, effort.taught
+        if sampled := sample(self.jobs):
+            pilot = Pilot(sampled, tables, learning, self.recipe.entropy, fixed, self.threads, self.progress)
+            with suppress(TargetError):  # by estimate; the passes tell for certain
+                trial = search(pilot, start, size, target, fixed, learning, finest, taught)
+                start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
+        passes = Passes(self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress)
+        found = search(passes, start, size, target, fixed, learning, finest, taught)
+        return replace(self._tuned(found, write, target), matrices=(), tables=None)
 
     def _tuned(self, found: Assembled, write: Write, target: int) -> Assembled:
         """Files after tuning, if they fit."""
@@ -122,6 +130,7 @@ class Prepared:
         tuned = TUNERS[type(self.recipe.tune)].tune(self.recipe.tune, lessons, self.jobs, found, write)
         return tuned if tuned.file_bytes <= target else found
 
+    @one_thread()
     def save(
         self,
         files: Assembled,
@@ -156,7 +165,7 @@ class Prepared:
                 parameters=self.checkpoint.parameters,
                 bits_per_param=files.file_bytes * 8 / self.checkpoint.parameters,
                 seconds=time.perf_counter() - begun,
-                peak_memory_bytes=_peak_memory_bytes(),
+                peak_memory_bytes=peak_memory_bytes(),
                 recipe=self.recipe.to_json(),
                 recipe_hash=self.recipe.hash,
                 calibration=self.header["calibration"],
@@ -170,6 +179,7 @@ class Prepared:
         return report
 
 
+@one_thread()
 def prepare(
     checkpoint: Checkpoint,
     recipe: Recipe,
@@ -233,7 +243,8 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
             changed = alignment.changes.get(weight.name)
             cost = LOSSES[type(recipe.metric)](recipe.metric, weight, aligned.metric, changed, network.statistics)
             for coded in split(weight, replace(aligned, metric=cost)):
-                plan = fine(planner.plan(coded.weight, coded.values, coded.metric))
+                known = _known_factor(network, alignment, weight) if _as_aligned(coded, aligned) else None
+                plan = fine(planner.plan(coded.weight, coded.values, coded.metric, known))
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))
@@ -243,6 +254,21 @@ def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, 
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
     return [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+
+
+def _as_aligned(coded: Coded, aligned: Aligned) -> bool:
+    """Whether a matrix is coded whole and its inputs are weighed as alignment weighed them."""
+    same = coded.metric.second_moment is aligned.metric.second_moment and coded.metric.embedding_moment is None
+    return same and coded.values is aligned.weight
+
+
+def _known_factor(network: Network, alignment: Alignment, weight: Weight) -> Factor | None:
+    """Factor of the metric where coordinates are those of the checkpoint, or a permutation of them."""
+    order = alignment.permutation(weight)
+    if order is None:
+        return None
+    found = network.factor(weight)
+    return None if found is None else found.permuted(order)
 
 
 def _unused(file_bytes: int, target: int | None) -> list[str]:
@@ -261,5 +287,6 @@ def _product_job(product: Product, network: Network, planner: Planner) -> Job:
     return Job(weight, product.metric, aligned, planner.plan(weight, aligned.weight, aligned.metric), weight)
 
 
-def _peak_memory_bytes() -> int:
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

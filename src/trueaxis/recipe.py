@@ -351,6 +351,19 @@ def tuned(chosen: str | Path | Recipe) -> Recipe:
     return replace(found, tune=Gains()) if isinstance(found.tune, NoTuning) else found
 
 
+def name_of(document: Mapping[str, Any]) -> str:
+    """Name of a recipe given as JSON; the types of its stages where it has none.
+
+    Example:
+        >>> name_of(NAMED["rtn"].to_json())
+        'rtn'
+    """
+    stages = document.get("stages")
+    types = [stages.get(stage, {}).get("type", "?") for stage in STAGES] if isinstance(stages, Mapping) else ["unknown"]
+    found = (name for name in ("default", *NAMED) if NAMED[name].to_json() == document)
+    return next(found, " · ".join(map(str, types)))
+
+
 def _type_name(stage: str, value: object) -> str:
     return next(name for name, kind in STAGES[stage].items() if type(value) is kind)
 

@@ -48,6 +48,7 @@ TENSOR_TYPES = frozenset(
         RecordType.PLANES,
         RecordType.ALIAS,
         RecordType.SLICE,
+        RecordType.BASE,
     }
 )
 

@@ -17,7 +17,7 @@ from typing import Any
 from trueaxis.evaluation import Comparison, read_evaluation, require_unseen
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads
-from trueaxis.plot import check_plot, draw_sweep
+from trueaxis.plot import check_plot, draw_curves
 from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
@@ -35,6 +35,7 @@ class SweepRow:
         file_bytes, bits_per_param: What came out, every byte of the file counted.
         kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for a single sequence.
         perplexity: Of the compressed model.
+        limit_bits_per_param: What the limits of its tensors add up to at the distortion of this file.
         seconds: To fit, write and verify this file; preparation and evaluation are not in it.
     """
 
@@ -44,6 +45,7 @@ class SweepRow:
     kl_nats: float
     kl_interval: tuple[float, float] | None
     perplexity: float
+    limit_bits_per_param: float
     seconds: float
 
 
@@ -52,6 +54,7 @@ class Sweep:
     """A model at several rates, lowest first; `tokens` were predicted for each, `prepare_seconds` were spent once."""
 
     model: str
+    parameters: int
     recipe: dict[str, Any]
     tokens: int
     prepare_seconds: float
@@ -114,9 +117,10 @@ def sweep(
         prepare_seconds = time.perf_counter() - begun
         compare = Comparison(checkpoint.path, tokens, device, progress)
         rows = [_row(prepared, rate, directory, compare) for rate, directory in zip(rates, directories, strict=True)]
-    result = Sweep(str(model), chosen.to_json(), tokens.shape[0] * (tokens.shape[1] - 1), prepare_seconds, tuple(rows))
+    predicted = tokens.shape[0] * (tokens.shape[1] - 1)
+    result = Sweep(str(model), checkpoint.parameters, chosen.to_json(), predicted, prepare_seconds, tuple(rows))
     if plot is not None:
-        draw_sweep(result, plot)
+        draw_curves(result, plot)
     return result
 
 
@@ -127,7 +131,7 @@ def _row(prepared: Prepared, rate: float, directory: Path, compare: Comparison) 
     assert found.kl_nats is not None  # compared with a reference
     return SweepRow(
         rate, report.file_bytes, report.bits_per_param, found.kl_nats, found.kl_interval, found.perplexity,
-        report.seconds,
+        report.limit_bits_per_param, report.seconds,
     )  # fmt: skip
 
 

@@ -89,6 +89,7 @@ def tune_gains(stage: Gains, lessons: Lessons, jobs: Sequence[Job], files: Assem
     ]
     if not _train(stage, lessons, model, columns):
         return files
+    assert files.tables is not None
     codes = {column.job.weight.name: column.codes for column in columns}
     return write([(weight, _gained(found, codes.get(weight.name))) for weight, found in files.matrices], files.tables)
 

@@ -15,6 +15,7 @@ Shape legend, used in every docstring of the project:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -306,6 +307,12 @@ class CompressionReport:
     evaluation: Evaluation | None = None
     spaces: tuple[Space, ...] = ()
     learning: Learning | None = None
+
+    @property
+    def limit_bits_per_param(self) -> float:
+        """Bits that the limits of all tensors add up to, over all parameters; exact ones count as they are stored."""
+        bits = sum(row.limit_bits * prod(row.shape) for row in self.tensors)
+        return bits / self.parameters
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +16,9 @@ import pytest
 import trueaxis
 from trueaxis.cli import main
 from trueaxis.comparison import peer as peers
-from trueaxis.comparison.peer import PEERS, Peer
+from trueaxis.comparison.inputs import calibration_inputs
+from trueaxis.comparison.peer import PEERS, Original, Peer
+from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import CalibrationError, TrueaxisError
 
 HALVES = '''
@@ -106,3 +112,48 @@ def test_bad_input_is_refused(tiny_llama: Path, tokens: Path, compressed_llama: 
     refuse(TrueaxisError, "either text files", text=["a.txt"])
     refuse(CalibrationError, "of the evaluation text was calibrated on", tokens=tokens)
     refuse(TrueaxisError, "bits: expected positive numbers", bits=[])
+
+
+@pytest.mark.parametrize("setting", ["Q4_K_M", "IQ2_XS"])
+def test_llama_cpp_quantizes_and_tells_what_it_kept_otherwise(
+    setting: str, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf", reason="llama.cpp reads GGUF files, which need gguf (trueaxis[gguf])")
+    found = PEERS["llama.cpp"]
+    if subprocess.run([peers.python_of(found), "-c", "import llama_cpp"], capture_output=True).returncode:
+        pytest.skip("needs llama.cpp: make bench-peers PEERS=llama_cpp")
+    monkeypatch.setitem(PEERS, "llama.cpp", replace(found, settings=(setting,)))
+    statistics = compressed_llama.parent / "statistics.safetensors"
+    rows = trueaxis.compare(
+        tiny_llama, bits=[5], tokens=unseen, recipes=["rtn"], peers=["llama.cpp"], statistics=statistics
+    ).rows
+    assert [(row.name, row.setting) for row in rows[1:]] == [
+        ("llama.cpp", setting), ("default", f"as llama.cpp {setting}"),
+    ]  # fmt: skip
+    assert 0 < rows[1].kl_nats < 0.5 and rows[2].kl_nats < rows[1].kl_nats
+    assert any("64 columns are no multiple of 256" in reason for reason in rows[1].fallbacks)
+
+
+def test_a_peer_whose_inputs_cannot_be_made_is_absent_with_the_reason(
+    tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TrueaxisError("no place for this tensor")
+
+    monkeypatch.setitem(PEERS, "picky", Peer("picky", "json", ("any", "other"), refuse))
+    statistics = compressed_llama.parent / "statistics.safetensors"
+    found = trueaxis.compare(
+        tiny_llama, bits=[5], tokens=unseen, recipes=["rtn"], peers=["picky"], statistics=statistics
+    )
+    assert found.absent == {"picky": "no place for this tensor"}
+
+
+def test_peers_that_calibrate_get_the_text_itself(tiny_llama: Path, tokens: Path, unseen: Path, tmp_path: Path) -> None:
+    prepared = cast(Any, SimpleNamespace(checkpoint=Checkpoint.open(tiny_llama)))
+    calibration_inputs(Original(prepared, [tokens, tokens]), tmp_path)
+    expected = np.load(tokens)
+    assert np.array_equal(np.load(tmp_path / "calibration.npy"), np.concatenate([expected, expected]))
+    with pytest.raises(CalibrationError, match=r"of one sequence length \(--calibration\), found none"):
+        calibration_inputs(Original(prepared, []), tmp_path)
+    with pytest.raises(CalibrationError, match="found several lengths"):
+        calibration_inputs(Original(prepared, [tokens, unseen]), tmp_path)

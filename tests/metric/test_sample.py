@@ -77,17 +77,25 @@ def test_without_a_start_token_sequences_begin_differently(no_start: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("minimum", "seconds", "batches"),
-    [(1024, 0.1, 4), (1024, 40.0, 2), (1024, 1000.0, 1), (70_000, 1000.0, 5), (70_000, 0.1, 5)],
+    ("minimum", "most_tokens", "batches"),
+    [(1024, 10**9, 4), (1024, 40_000, 2), (1024, 1000, 1), (70_000, 1000, 5), (70_000, 10**9, 5)],
 )
-def test_time_limits_the_number_of_batches(minimum: int, seconds: float, batches: int) -> None:
-    assert sample._batches(65_536, minimum, 16_384, seconds, 100.0) == batches
+def test_size_of_the_model_limits_the_number_of_batches(minimum: int, most_tokens: int, batches: int) -> None:
+    assert sample._batches(65_536, minimum, 16_384, most_tokens) == batches
+
+
+def test_batches_side_by_side_are_the_same(tiny_llama: Path) -> None:
+    one, several = (
+        sample_tokens(Checkpoint.open(tiny_llama), 1024, seed=4, tokens=10_000, threads=threads) for threads in (1, 3)
+    )
+    assert one.size >= 10_000
+    assert np.array_equal(one, several)
 
 
 def test_the_log_tells_tokens_and_time_beforehand(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = Checkpoint.open(tiny_llama)
     with caplog.at_level(logging.WARNING):
-        tokens = sample_tokens(checkpoint, minimum_tokens(trace(checkpoint)), seed=0, limit_seconds=1e-6, tokens=4096)
+        tokens = sample_tokens(checkpoint, minimum_tokens(trace(checkpoint)), seed=0, most_work=1, tokens=4096)
     assert tokens.size == 1024
     assert "sampling 1,024 tokens from the model itself, about" in caplog.text
 

@@ -89,7 +89,7 @@ def test_any_code_in_the_side_information(
     fields["side"] = _core.encode_integers(values, contexts)
     fields["side_bytes"] = len(fields["side"])
     message = read_all(forge(tmp_path, changed_record(parts, "large", residual_payload(fields))))
-    assert message is None or "large" in message
+    assert message is None or "large" in message or "product" in message  # finite values may have an infinite product
 
 
 @hostile
@@ -221,7 +221,8 @@ def restream(edit: Callable[[list[Record]], None]) -> Callable[[Parts], None]:
         (lambda parts: parts.records["norm"].clear(), "norm: length 0"),
         (lambda parts: parts.records["norm"].extend(parts.records["norm"]), "norm: record type 19 is out of place"),
         (lambda parts: parts.records.update(norm=[Record(99, b"", required=False)]), "norm: 0 matrices do not make"),
-        (lambda parts: parts.records.update(norm=[Record(RecordType.BASE, b"")]), "norm: needs record type 22"),
+        (lambda parts: parts.records.update(norm=[Record(RecordType.BASE, b"")]), "norm: record type 22 is"),
+        (lambda parts: parts.records.update(norm=[Record(23, b"")]), "norm: needs record type 23"),
         (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"tied")]), "tied: tied to tied"),
         (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"first")]), "tied: tied to 'first'"),
         (lambda parts: parts.records.update(tied=[Record(RecordType.ALIAS, b"\xff/x")]), "tied: tied to"),

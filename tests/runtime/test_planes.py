@@ -47,13 +47,14 @@ def test_signs_that_agree_cost_little(sign: int) -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        b"", b"\3" + bytes(8), bytes([RAW]) + bytes(7), bytes([CONSTANT]) + bytes(8), bytes([CODED]),
+        b"", b"\4" + bytes(8), b"\3" + bytes(8), b"\3\0\1\x28",
+        bytes([RAW]) + bytes(7), bytes([CONSTANT]) + bytes(8), bytes([CODED]),
         bytes([CODED]) + pack_varint(9) + bytes(8), bytes([CODED]) + pack_varint(1) + b"\0" + bytes(3),
         bytes([CODED]) + pack_varint(4) + b"\xff" * 4,
     ],
 )  # fmt: skip
 def test_damaged_payloads_are_refused(payload: bytes) -> None:
-    with pytest.raises(ValueError, match=r"planes record|data ends|side information|out of range"):
+    with pytest.raises(ValueError, match=r"planes|data ends|side information|out of range|bytes are claimed"):
         unpack_planes(payload, 2, 4)
 
 

@@ -182,6 +182,21 @@ def on_columns(steps: Map, values: Array) -> Array:
 
 
 def moment(steps: Map, second_moment: Array) -> Array:
-    """H′ = T H Tᵀ, symmetric to the last bit."""
-    moved = on_rows(steps, on_rows(steps, second_moment).T)
-    return (moved + moved.T) / 2
+    """H′ = T H Tᵀ, symmetric to the last bit where H is."""
+    for step in steps:
+        if isinstance(step, Permute):
+            second_moment = second_moment[np.ix_(step.order, step.order)]
+        else:
+            moved = step.rows(step.rows(second_moment).T)
+            second_moment = (moved + moved.T) / 2
+    return second_moment
+
+
+def permutation(steps: Map, size: int) -> Array | None:
+    """order [n] with x′ᵢ = x at order[i]; None for a map that is more than a permutation of n coordinates."""
+    order = np.arange(size)
+    for step in steps:
+        if not isinstance(step, Permute):
+            return None
+        order = order[step.order]
+    return order

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor
-from trueaxis.align.maps import Map, moment, on_columns, on_rows
+from trueaxis.align.maps import Map, moment, on_columns, on_rows, permutation
 from trueaxis.metric.metric import metric_for
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import Family, family_of
 from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
+from trueaxis.quantize.plan import DAMPING, Factor, factorize
 from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
 from trueaxis.types import Aligned, Array, Learning, Metric, Space, Weight
 
@@ -161,6 +162,11 @@ class Alignment:
         transforms = (Reflection(change.reflected),) if change.reflected else ()
         return Aligned(change.coordinates, change.tensor(matrix), moved, transforms)
 
+    def permutation(self, weight: Weight) -> Array | None:
+        """Order of a matrix's columns against the original's; None where its coordinates are not just permuted."""
+        change = self.changes.get(weight.name, Change("identity"))
+        return permutation(change.reads, weight.shape[1]) if change.shift is None else None
+
     def exact(self, checkpoint: Checkpoint, weight: Weight) -> torch.Tensor:
         """A norm or bias in new coordinates, in its own dtype."""
         import torch
@@ -190,6 +196,7 @@ class Network:
     seed: int = 0
     threads: int = 1
     text: Sequence[str | Path] = ()
+    _factors: dict[str, Factor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def family(self) -> Family | None:
@@ -220,6 +227,15 @@ class Network:
     def metric(self, weight: Weight) -> Metric:
         """The metric of a matrix in the original coordinates."""
         return metric_for(weight, self.statistics)
+
+    def factor(self, weight: Weight) -> Factor | None:
+        """Factor of the metric of a linear layer or head in the original coordinates, kept for whoever asks next."""
+        found = self.metric(weight).second_moment
+        if found is None or weight.space is None or weight.role not in ("linear", "head"):
+            return None
+        if weight.space not in self._factors:
+            self._factors[weight.space] = factorize(found, DAMPING)
+        return self._factors[weight.space]
 
     def moment(self, weight: Weight) -> Array | None:
         """H [n, n] of what a matrix reads, the norm's factor taken out; None for a table."""
@@ -275,6 +291,8 @@ class Network:
         readers = {weight.space: weight for weight in self.weights if weight.role not in ("exact", "embedding")}
 
         def energies(weight: Weight) -> Array:
+            if (weight.space or "").endswith(".hidden") and (factor := self.factor(weight)) is not None:
+                return np.square(factor.diagonal)[np.argsort(factor.order)]  # channels keep it: they are only permuted
             return _conditional_energies(self.metric(weight))
 
         squares = dict(zip(readers, ordered_map(energies, readers.values(), self.threads), strict=True))

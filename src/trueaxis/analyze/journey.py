@@ -29,7 +29,7 @@ FORMAT, VERSION = "trueaxis-analysis", 1
 LENGTH = 256
 SHORTEST = 32
 TOKENS = 16_384  # read at most, spread over the text
-SAMPLING_SECONDS = 30.0
+SAMPLING_WORK = 2**41  # parameters times tokens
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _tokens(checkpoint: Checkpoint, text: Sequence[str | Path], seed: int, progr
     needed = 2 * minimum_tokens(weights)
     if not text:
         return sample_tokens(
-            checkpoint, needed, seed=seed, tokens=max(TOKENS, needed), limit_seconds=SAMPLING_SECONDS,
+            checkpoint, needed, seed=seed, tokens=max(TOKENS, needed), most_work=SAMPLING_WORK,
             progress=lambda done, total: progress("sample", done, total),
         ).astype(np.int64)  # fmt: skip
     pieces = [_cut(part) for part in read_tokens(checkpoint.path, text)]

@@ -8,7 +8,7 @@ Matrices are the linear layers of the blocks, norms folded in. Experts are left 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +19,7 @@ import torch
 
 from trueaxis.analyze.halves import GROUPS, Half, balanced_halves
 from trueaxis.likelihood import kl_nats
-from trueaxis.metric.listening import Sum, listening
+from trueaxis.metric.listening import Hearing, Sum, listening
 from trueaxis.metric.metric import fold_norm
 from trueaxis.metric.running import forward
 from trueaxis.model.architecture import locate
@@ -99,13 +99,15 @@ class Subject:
         found = []
         modules = {space: str(readers[0].place and readers[0].place.module) for space, readers in self.spaces.items()}
         for group in range(GROUPS):
-            sums: dict[str, Sum] = {}
-            with torch.inference_mode(), listening(self.model, Listeners(modules), sums):
-                for ids in torch.from_numpy(self.tokens[group::GROUPS]).split(BATCH):
-                    forward(self.model, ids)
-            found.append(sums)
+            found.append(self._heard(Listeners(modules), torch.from_numpy(self.tokens[group::GROUPS]).split(BATCH)))
             self.progress("calibrate", group + 1, GROUPS)
         return found
+
+    def _heard(self, listeners: Listeners, batches: Sequence[torch.Tensor]) -> dict[str, Sum]:
+        hearing = Hearing()
+        with torch.inference_mode(), listening(self.model, listeners, hearing):
+            hearing.over(lambda number: forward(self.model, batches[number]), len(batches), self.threads)
+        return hearing.sums
 
     @cached_property
     def loss_tokens(self) -> torch.Tensor:

@@ -12,12 +12,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import TrueaxisError
+
+if TYPE_CHECKING:
+    from trueaxis.preparation import Prepared
 
 SCRIPTS = Path(__file__).parent / "peers"
 ENVIRONMENTS = "TRUEAXIS_PEERS"
@@ -25,11 +28,42 @@ ENVIRONMENTS = "TRUEAXIS_PEERS"
 
 @dataclass(frozen=True)
 class Peer:
-    """A quantizer of others: `package` as it is imported, its settings in its own words, smallest first."""
+    """A quantizer of others.
+
+    Attributes:
+        name: Of the peer.
+        package: As it is imported.
+        settings: In its own words, smallest first.
+        inputs: Makes what it needs beside the checkpoint.
+    """
 
     name: str
     package: str
     settings: tuple[str, ...]
+    inputs: Callable[[Original, Path], None] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Original:
+    """What peers are given: the checkpoint, prepared by any recipe, and the files it was calibrated on."""
+
+    prepared: Prepared
+    calibration: Sequence[str | Path]
+
+
+def _gguf_inputs(original: Original, folder: Path) -> None:
+    from trueaxis.comparison.inputs import gguf_inputs  # imports torch, which the command line does not at first
+
+    gguf_inputs(original, folder)
+
+
+def _calibration_inputs(original: Original, folder: Path) -> None:
+    from trueaxis.comparison.inputs import calibration_inputs
+
+    calibration_inputs(original, folder)
+
+
+LLAMA_CPP = ("IQ2_XS", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K")
 
 
 PEERS = {
@@ -38,6 +72,8 @@ PEERS = {
         Peer("hqq", "hqq", ("2 bits", "3 bits", "4 bits")),
         Peer("bitsandbytes", "bitsandbytes", ("nf4",)),
         Peer("torchao", "torchao", ("int4", "int8")),
+        Peer("gptqmodel", "gptqmodel", ("2 bits", "3 bits", "4 bits"), _calibration_inputs),
+        Peer("llama.cpp", "llama_cpp", LLAMA_CPP, _gguf_inputs),
         Peer("zipnn", "zipnn", ("lossless",)),
     )
 }
@@ -72,24 +108,26 @@ def find_peers(names: Sequence[str]) -> list[Peer]:
     return [PEERS[name] for name in names]
 
 
-def run_peer(peer: Peer, setting: str, checkpoint: Checkpoint, folder: Path) -> Made:
+def run_peer(peer: Peer, setting: str, original: Original, folder: Path) -> Made:
     """Lets a peer quantize a checkpoint.
 
     Args:
         peer: Which.
         setting: One of its settings.
-        checkpoint: The original.
+        original: The checkpoint, and what belongs to it.
         folder: Empty; takes `files`, what the peer stores, and `dense`, what that decodes to.
 
     Raises:
         PeerError: The peer is not installed, or fails; says why.
     """
     script = SCRIPTS / f"with_{peer.package}.py"
-    python = _python(peer)
+    python = python_of(peer)
     if _run([python, "-c", f"import {peer.package}"]).returncode:
         raise PeerError(f"not installed in {python}; 'make bench-peers' installs it", whole=True)
     (folder / "files").mkdir()
-    found = _run([python, str(script), str(checkpoint.path.resolve()), setting, str(folder)])
+    if peer.inputs is not None:
+        _make(peer.inputs, original, folder)
+    found = _run([python, str(script), str(original.prepared.checkpoint.path.resolve()), setting, str(folder)])
     if found.returncode:
         raise PeerError(f"failed: {(found.stderr.strip().splitlines() or ['no message'])[-1][:300]}", whole=False)
     told = json.loads(found.stdout.strip().splitlines()[-1])
@@ -97,7 +135,15 @@ def run_peer(peer: Peer, setting: str, checkpoint: Checkpoint, folder: Path) -> 
     return Made(size, told["seconds"], told["peak_memory_bytes"], tuple(told["fallbacks"]))
 
 
-def _python(peer: Peer) -> str:
+def _make(inputs: Callable[[Original, Path], None], original: Original, folder: Path) -> None:
+    try:
+        inputs(original, folder)
+    except TrueaxisError as error:
+        raise PeerError(str(error), whole=True) from error
+
+
+def python_of(peer: Peer) -> str:
+    """The Python that has a peer installed, or else the one that runs."""
     own = Path(os.environ.get(ENVIRONMENTS, "build/peers")) / peer.package / "bin" / "python"
     return str(own.absolute()) if own.exists() else sys.executable
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-from trueaxis.comparison.peer import PEERS, Made, Peer, PeerError, find_peers, run_peer
+from trueaxis.comparison.peer import PEERS, Made, Original, Peer, PeerError, find_peers, run_peer
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.model.checkpoint import Checkpoint
@@ -24,6 +25,7 @@ from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import COMPARED
 from trueaxis.recipe import recipe as find_recipe
+from trueaxis.runtime.load import load
 from trueaxis.sweep import checked_rates
 from trueaxis.types import Evaluation, TargetError
 
@@ -40,8 +42,10 @@ class ComparisonRow:
         file_bytes, bits_per_param: Every byte of the weight files.
         kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for one sequence.
         perplexity, top1_agreement: Of the compressed model; with the original.
-        seconds: To make the file from weights and statistics.
+        seconds: To make the file from weights and statistics, nothing shared with other files.
         peak_memory_bytes: Of the process that made it, so far.
+        load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
+        limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
         fallbacks: Tensors that a peer kept in another type than its setting says, with the reason.
     """
 
@@ -55,6 +59,8 @@ class ComparisonRow:
     top1_agreement: float
     seconds: float
     peak_memory_bytes: int
+    load_seconds: float | None = None
+    limit_bits_per_param: float | None = None
     fallbacks: tuple[str, ...] = ()
 
 
@@ -116,21 +122,34 @@ def compare(
         if not file.exists():
             obtain_statistics(checkpoint, trace(checkpoint), calibration, None, seed, device, progress).save(file)
         prepared_by = partial(
-            prepare, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=(), statistics=file,
-            seed=seed, threads=threads or default_threads(), device=device, progress=progress,
+            _prepared, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=(),
+            statistics=file, seed=seed, threads=threads or default_threads(), device=device, progress=progress,
         )  # fmt: skip
         trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)
         reference = prepared_by(chosen[REFERENCE_RECIPE])
-        require_unseen(ids, reference.statistics)
+        require_unseen(ids, reference.prepared.statistics)
         for name in recipes:
-            prepared = reference if chosen[name] == reference.recipe else prepared_by(chosen[name])
+            prepared = reference if chosen[name] == reference.prepared.recipe else prepared_by(chosen[name])
             trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
         for peer in others:
-            trial.peer(peer, reference)
+            trial.peer(peer, reference, calibration)
         original = trial.compare(checkpoint.path)
     return ComparisonReport(
         str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Timed:
+    """A preparation, and how long it took."""
+
+    prepared: Prepared
+    seconds: float
+
+
+def _prepared(*arguments: Any, **options: Any) -> _Timed:
+    begun = time.perf_counter()
+    return _Timed(prepare(*arguments, **options), time.perf_counter() - begun)
 
 
 class _Trial:
@@ -141,29 +160,32 @@ class _Trial:
         self.rows: list[ComparisonRow] = []
         self.absent: dict[str, str] = {}
 
-    def recipe(self, name: str, prepared: Prepared, targets: Sequence[tuple[str, int]]) -> None:
-        """A row for every (setting, target in bytes)."""
+    def recipe(self, name: str, timed: _Timed, targets: Sequence[tuple[str, int]]) -> None:
+        """A row for every (setting, target in bytes); each counts the preparation as its own."""
+        prepared, out = timed.prepared, self._work / "out"
         for setting, target in targets:
-            out, begun = self._work / "out", time.perf_counter()
+            begun = time.perf_counter() - timed.seconds
             try:
                 report = prepared.save(prepared.fit(target), out, overwrite=True, begun=begun, target=target)
             except TargetError as error:
                 self.absent[f"{name} {setting}"] = str(error)
                 continue
             made = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ())
-            self._add(name, setting, made, out)
+            begun = time.perf_counter()
+            load(out)
+            self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
-    def peer(self, peer: Peer, reference: Prepared) -> None:
+    def peer(self, peer: Peer, reference: _Timed, calibration: Sequence[str | Path]) -> None:
         """A row for every setting of the peer, each followed by the default recipe's at that size."""
-        for setting, made, dense in self._made(peer):
+        for setting, made, dense in self._made(peer, Original(reference.prepared, calibration)):
             self._add(peer.name, setting, made, dense)
             self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
 
-    def _made(self, peer: Peer) -> Iterator[tuple[str, Made, Path]]:
+    def _made(self, peer: Peer, original: Original) -> Iterator[tuple[str, Made, Path]]:
         for setting in peer.settings:
             with tempfile.TemporaryDirectory(dir=self._work) as folder:
                 try:
-                    made = run_peer(peer, setting, self.checkpoint, Path(folder))
+                    made = run_peer(peer, setting, original, Path(folder))
                 except PeerError as error:
                     self.absent[peer.name if error.whole else f"{peer.name} {setting}"] = str(error)
                     if error.whole:
@@ -171,11 +193,19 @@ class _Trial:
                     continue
                 yield setting, made, Path(folder) / "dense"
 
-    def _add(self, name: str, setting: str, made: Made, directory: Path) -> None:
+    def _add(
+        self,
+        name: str,
+        setting: str,
+        made: Made,
+        directory: Path,
+        load_seconds: float | None = None,
+        limit: float | None = None,
+    ) -> None:
         found = self.compare(directory)
         assert found.kl_nats is not None and found.top1_agreement is not None  # compared with the original
         self.rows.append(ComparisonRow(
             name, setting, made.file_bytes, made.file_bytes * 8 / self.checkpoint.parameters, found.kl_nats,
             found.kl_interval, found.perplexity, found.top1_agreement, made.seconds, made.peak_memory_bytes,
-            made.fallbacks,
+            load_seconds, limit, made.fallbacks,
         ))  # fmt: skip

@@ -22,7 +22,7 @@ def pack_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def unpack_varint(data: bytes, position: int) -> tuple[int, int]:
+def unpack_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     """(value, position after it).
 
     Raises:

@@ -5,7 +5,8 @@
 
 Where the blocks are known (families.py), each runs over all of the text before the next, and only one is at work at a
 time; any other model runs in one piece. One that cannot be run leaves no sums, and the statistics say why. Products are
-float32 over at most 4,096 tokens, the sums over those float64.
+float32 over at most 4,096 tokens, the sums over those float64. Batches of blocks run side by side, each on one
+processor, and are added up in order: the sums are the same for any number of either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trueaxis.metric.listening import CHUNK_TOKENS, Sum, listening
+from trueaxis.metric.listening import CHUNK_TOKENS, Hearing, Sum, listening
 from trueaxis.metric.running import Steps, StoppedError, forward, load_model
 from trueaxis.metric.sketch import keep_smallest, shingle_hashes
 from trueaxis.metric.statistics import Chunk, Statistics
@@ -27,6 +28,7 @@ from trueaxis.model.architecture import submodule
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.discover import HEAD_SPACE
 from trueaxis.model.graph import Route, route, trace
+from trueaxis.parallel import default_threads, one_thread
 from trueaxis.types import Array, CalibrationError, CheckpointError, Weight
 
 Progress = Callable[[int, int, str], None]  # (steps done, steps in all, what was done)
@@ -43,6 +45,7 @@ def calibrate(
     progress: Progress | None = None,
     sequences: range | None = None,
     device: str = "cpu",
+    threads: int | None = None,
 ) -> Statistics:
     """Sum the activations of a checkpoint over calibration text.
 
@@ -54,6 +57,7 @@ def calibrate(
         sequences: Part of `tokens` to read, so that several machines share a text; all of it by default.
             Statistics of separate parts merge.
         device: Where blocks run, one at a time; hidden states of the whole text stay there between blocks.
+        threads: Batches side by side, on a CPU; all processors by default. The sums do not depend on it.
 
     Returns:
         Statistics without sensitivities.
@@ -68,15 +72,15 @@ def calibrate(
         check_finite(name, checkpoint.tensor(name))
     places = route(checkpoint)
     batches = list(split_sequences(tokens[part.start : part.stop]))
-    sums: dict[str, Sum] = {}
     unrun = ""
     random_devices = [] if device == "cpu" else [device]
-    with torch.random.fork_rng(random_devices), torch.inference_mode():
+    with torch.random.fork_rng(random_devices), torch.inference_mode(), one_thread():
         torch.manual_seed(seed)
         if places.blocks:
-            _run_by_blocks(checkpoint, places, batches, sums, device, progress)
+            side_by_side = 1 if device != "cpu" else threads or default_threads()
+            sums = _run_by_blocks(checkpoint, places, batches, device, side_by_side, progress)
         else:
-            unrun = _run_whole(checkpoint, places, batches, sums, device, progress)
+            sums, unrun = _run_whole(checkpoint, places, batches, device, progress)
     _check_sums(checkpoint, sums)
     spaces = {weight.space for weight in weights if weight.space is not None}
     return _as_statistics(checkpoint, tokens, part, sums, tuple(sorted(spaces - sums.keys())), unrun)
@@ -86,55 +90,60 @@ def _run_by_blocks(
     checkpoint: Checkpoint,
     places: Route,
     batches: list[torch.Tensor],
-    sums: dict[str, Sum],
     device: str,
+    threads: int,
     progress: Progress | None,
-) -> None:
-    model = load_model(checkpoint)
+) -> dict[str, Sum]:
+    model, hearing = load_model(checkpoint), Hearing()
     steps = Steps(model, places.blocks, batches, device)
     count = len(places.blocks) + 1
     for index, block in enumerate(places.blocks):
-        with listening(model, places.inside[index], sums):
-            steps.run(index)
+        with listening(model, places.inside[index], hearing), steps.block(index) as run:
+            hearing.over(run, len(batches), threads)
         if progress is not None:
             progress(index + 1, count, block)
-    with listening(model, places.outside, sums), _hearing_the_head(model, places, sums, stop=True):
-        steps.finish()
+    at_the_end = _hearing_the_head(model, places, hearing, stop=True)
+    with listening(model, places.outside, hearing), at_the_end, steps.finish() as run:
+        hearing.over(run, len(batches), threads)
     if progress is not None:
         progress(count, count, HEAD_SPACE)
+    return hearing.sums
 
 
 def _run_whole(
     checkpoint: Checkpoint,
     places: Route,
     batches: list[torch.Tensor],
-    sums: dict[str, Sum],
     device: str,
     progress: Progress | None,
-) -> str:
-    """Run a model whose blocks are not known; returns why that cannot be done, or nothing."""
+) -> tuple[dict[str, Sum], str]:
+    """Run a model whose blocks are not known, one batch after another, since it may draw random numbers; the sums, and
+    why there are none."""
+    hearing = Hearing()
+
+    def run(number: int) -> None:
+        forward(model, batches[number].to(device))
+        if progress is not None:
+            progress(number + 1, len(batches), "forward")
+
     try:
         model = load_model(checkpoint).to(device)
-        with listening(model, places.outside, sums), _hearing_the_head(model, places, sums, stop=False):
-            for index, ids in enumerate(batches):
-                forward(model, ids.to(device))
-                if progress is not None:
-                    progress(index + 1, len(batches), "forward")
+        with listening(model, places.outside, hearing), _hearing_the_head(model, places, hearing, stop=False):
+            hearing.over(run, len(batches), 1)
     except Exception as error:  # an unknown model may want other inputs than tokens and fail in any way
-        sums.clear()
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return {}, f"{type(error).__name__}: {error}"
+    return hearing.sums, ""
 
 
 @contextmanager
-def _hearing_the_head(model: Any, places: Route, sums: dict[str, Sum], stop: bool) -> Iterator[None]:
+def _hearing_the_head(model: Any, places: Route, hearing: Hearing, stop: bool) -> Iterator[None]:
     """Add what the head reads; with `stop` its output, the largest of all, is not computed."""
     if places.head is None:
         yield
         return
 
     def add(_module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        sums.setdefault(HEAD_SPACE, Sum()).add(args[0])
+        hearing.add(HEAD_SPACE, args[0])
         if stop:
             raise StoppedError
 

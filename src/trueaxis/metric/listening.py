@@ -1,14 +1,16 @@
 """Sum what modules of a running model read.
 
-    Listeners ─▶ hooks ─▶ Σ x xᵀ, Σ x, tokens per space
+    Listeners ─▶ hooks ─▶ Σ x xᵀ, Σ x, tokens per space and batch ─▶ added up in the order of batches
 
+Several threads may run batches at once: each batch has sums of its own, so that the total is the same to the last bit.
 An expert reads the tokens routed to it, and its output is weighed by the router; its sums are those of w·x, so that
 errors of all experts of a layer count on one scale. What its second matrix reads is computed from its first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +18,7 @@ import torch
 
 from trueaxis.model.architecture import submodule
 from trueaxis.model.graph import Listeners
+from trueaxis.parallel import ordered_stream
 
 CHUNK_TOKENS = 4096
 
@@ -47,22 +50,58 @@ class Sum:
         self.tokens += tokens
 
 
+class Hearing:
+    """Sums by space over batches.
+
+    Attributes:
+        sums: Space → its sum over all batches that were run.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Sum] = {}
+        self._batch = threading.local()
+
+    def add(self, space: str, activations: torch.Tensor) -> None:
+        """Add the rows of activations [..., n] to what the batch of this thread has heard."""
+        self._batch.sums.setdefault(space, Sum()).add(activations)
+
+    def over(self, run: Callable[[int], None], batches: int, threads: int) -> None:
+        """Run batches 0, 1, … and add what each hears.
+
+        Args:
+            run: Runs the batch of this number.
+            batches: How many there are.
+            threads: Batches side by side; the sums do not depend on it.
+        """
+
+        def heard(number: int) -> dict[str, Sum]:
+            self._batch.sums = {}
+            with torch.inference_mode():  # of this thread
+                run(number)
+            return self._batch.sums
+
+        for found in ordered_stream(heard, range(batches), threads):
+            for space, one in found.items():
+                self.sums.setdefault(space, Sum()).join(one)
+
+
 @contextmanager
-def listening(model: Any, listeners: Listeners, sums: dict[str, Sum]) -> Iterator[None]:
+def listening(model: Any, listeners: Listeners, hearing: Hearing) -> Iterator[None]:
     """While the context lasts, what enters each module is added to the sum of its space; at its end the experts of
     a layer are pooled. Modules that the model does not call with their input leave no sum."""
+    sums = hearing.sums
     handles = []
     for space, module in listeners.spaces.items():
 
         def add(found: torch.nn.Module, args: tuple[Any, ...], space: str = space) -> None:
             if args and isinstance(found.weight, torch.Tensor) and args[0].shape[-1] in found.weight.shape:
-                sums.setdefault(space, Sum()).add(args[0])
+                hearing.add(space, args[0])
 
         handles.append(submodule(model, module).register_forward_pre_hook(add))
     for name, module in listeners.experts.items():
 
         def route(found: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str = name) -> None:
-            _add_experts(found, name, [*args, *kwargs.values()], sums)
+            _add_experts(found, name, [*args, *kwargs.values()], hearing)
 
         handles.append(submodule(model, module).register_forward_pre_hook(route, with_kwargs=True))
     try:
@@ -80,14 +119,14 @@ def listening(model: Any, listeners: Listeners, sums: dict[str, Sum]) -> Iterato
                 sums[f"{name}.{side}"] = pool
 
 
-def _add_experts(module: Any, name: str, inputs: list[Any], sums: dict[str, Sum]) -> None:
+def _add_experts(module: Any, name: str, inputs: list[Any], hearing: Hearing) -> None:
     """Add the tokens of one call of the experts of a layer.
 
     Args:
         module: Holds gate_up_proj and down_proj, 3-D.
         name: Of the experts, for spaces.
         inputs: Hidden states [..., d], chosen experts [T, k], and their weights [T, k] or [T, experts].
-        sums: Added to.
+        hearing: Added to.
     """
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     chosen = next(value for value in tensors if not value.is_floating_point())
@@ -100,8 +139,8 @@ def _add_experts(module: Any, name: str, inputs: list[Any], sums: dict[str, Sum]
     for index in range(module.gate_up_proj.shape[0]):
         tokens, ranks = torch.where(chosen == index)
         share, read = weights[tokens, ranks, None], states[tokens]
-        sums.setdefault(f"{name}.{index}.in", Sum()).add(share * read)
-        sums.setdefault(f"{name}.{index}.hidden", Sum()).add(share * _hidden(module, index, read))
+        hearing.add(f"{name}.{index}.in", share * read)
+        hearing.add(f"{name}.{index}.hidden", share * _hidden(module, index, read))
 
 
 def _hidden(module: Any, index: int, states: torch.Tensor) -> torch.Tensor:

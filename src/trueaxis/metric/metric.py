@@ -14,12 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from trueaxis.metric.statistics import Statistics
 from trueaxis.types import Array, CalibrationError, Metric, TrueaxisError, Weight
 
+if TYPE_CHECKING:
+    import torch
+
+DISTANCE_BLOCK, FACTOR_BLOCK = 256, 256  # columns
 ZERO_METRIC_DAMPING = 1e-12  # what stands in for H = 0, where no scale is given
 
 
@@ -124,20 +129,31 @@ def distance(error: Array, metric: Metric) -> float:
         >>> distance(np.ones((2, 3)), Metric(2 * np.eye(3)))
         12.0
     """
-    import torch
 
     def rows(moment: Array | None) -> Array:
         if moment is None:
             return np.einsum("ij,ij->i", error, error, dtype=np.float64)
-        # torch minds the number of threads; the BLAS of NumPy does not
-        moved = torch.from_numpy(error) @ torch.from_numpy(moment.astype(error.dtype, copy=False))
-        return np.einsum("ij,ij->i", moved.numpy(), error, dtype=np.float64)
+        return _row_distances(error, moment)
 
     found = rows(metric.second_moment)
     total = found.sum() if metric.row_weights is None else found @ metric.row_weights
     if metric.embedding_weights is not None:
         total += rows(metric.embedding_moment) @ metric.embedding_weights
     return float(total)
+
+
+def _row_distances(error: Array, moment: Array) -> Array:
+    """e H eᵀ of every row e, float64 [m]: of the two halves of a symmetric H one product is enough."""
+    import torch  # minds the number of threads; the BLAS of NumPy does not
+
+    errors, moments = torch.from_numpy(error), torch.from_numpy(moment.astype(error.dtype, copy=False))
+    rows = np.zeros(error.shape[0])
+    for start in range(0, error.shape[1], DISTANCE_BLOCK):
+        block = slice(start, start + DISTANCE_BLOCK)
+        moved = errors[:, block] @ moments[block, block]
+        moved.addmm_(errors[:, :start], moments[:start, block], alpha=2)
+        rows += np.einsum("ij,ij->i", moved.numpy(), error[:, block], dtype=np.float64)
+    return rows
 
 
 def damped_cholesky(second_moment: Array, start: float = 1e-6) -> tuple[Array, float]:
@@ -160,20 +176,40 @@ def damped_cholesky(second_moment: Array, start: float = 1e-6) -> tuple[Array, f
     """
     import torch
 
-    if not np.isfinite(second_moment).all():
+    matrix = torch.from_numpy(second_moment).double()
+    if not math.isfinite(float(matrix.sum())):
         raise CalibrationError(f"metric {list(second_moment.shape)} holds NaN or Inf; calibrate again")
-    matrix = torch.from_numpy(np.asarray((second_moment + second_moment.T) / 2, np.float64))
-    diagonal = matrix.diagonal().clone()
+    diagonal = matrix.diagonal()
     scale = float(diagonal.abs().mean()) or float(matrix.abs().max())
     if scale < np.finfo(np.float64).tiny:
         return math.sqrt(ZERO_METRIC_DAMPING) * np.eye(matrix.shape[0]), ZERO_METRIC_DAMPING
     relative = start
     while True:  # ends: a multiple of I above the spectral radius, at most n · max |H|, is reached
-        matrix.diagonal().copy_(diagonal + relative * scale)
-        factor, failure = torch.linalg.cholesky_ex(matrix)
-        if not int(failure) and bool(torch.isfinite(factor.diagonal()).all()):
+        factor = matrix.clone()
+        factor.diagonal().add_(relative * scale)
+        if _factorize(factor) and bool(torch.isfinite(factor.diagonal()).all()):
             return factor.numpy(), relative * scale
         relative = max(relative * 10, 1e-12)
+
+
+def _factorize(matrix: torch.Tensor) -> bool:
+    """Lower Cholesky factor in place, block column by block column; whether there is one.
+
+    The library's own function takes longer: it clears the other triangle against the grain of memory.
+    """
+    import torch
+
+    for start in range(0, matrix.shape[0], FACTOR_BLOCK):
+        block = slice(start, start + FACTOR_BLOCK)
+        panel = matrix[start:, block]
+        panel.addmm_(matrix[start:, :start], matrix[block, :start].T, alpha=-1)
+        factor, failure = torch.linalg.cholesky_ex(panel[:FACTOR_BLOCK])
+        if int(failure):
+            return False
+        panel[:FACTOR_BLOCK] = factor
+        panel[FACTOR_BLOCK:] = torch.linalg.solve_triangular(factor.T, panel[FACTOR_BLOCK:], upper=True, left=False)
+    matrix.tril_()
+    return True
 
 
 def transform(second_moment: Array, matrix: Array) -> Array:
@@ -266,10 +302,10 @@ def structured_limit_bits(second_moment: Array | None, weight: Array, distortion
 
 
 def spectrum(matrix: Array) -> Array:
-    """Eigenvalues [n] of a metric [n, n], ascending; what rounding made negative is 0."""
+    """Eigenvalues [n] float64 of a metric [n, n], ascending, in its own precision; negative by rounding become 0."""
     import torch
 
-    return torch.linalg.eigvalsh(torch.from_numpy((matrix + matrix.T) / 2)).clamp_(min=0).numpy()
+    return torch.linalg.eigvalsh(torch.from_numpy(matrix)).clamp_(min=0).double().numpy()
 
 
 def _waterfill_bits(variances: Array, repeats: Array, distortion: float) -> float:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -106,34 +106,45 @@ class Steps:
             return state
 
         with self._standing_still(catch):
-            self._run_all()
+            for ids in batches:
+                self._run(ids)
 
-    def run(self, index: int) -> None:
-        """Replace the hidden states of every batch by the output of a block."""
-        block = self._blocks[index].to(self._device)
-        for number, (args, kwargs) in enumerate(self._arguments[index]):
+    @contextmanager
+    def block(self, index: int) -> Iterator[Callable[[int], None]]:
+        """While the context lasts, gives what replaces the hidden states of a batch by the output of a block.
+
+        Several threads may call it at once, each with the number of another batch.
+        """
+        block, arguments = self._blocks[index].to(self._device), self._arguments[index]
+
+        def run(number: int) -> None:
+            args, kwargs = arguments[number]
             output = block(self._states[number], *args, **kwargs)
             self._states[number] = output[0] if isinstance(output, tuple) else output
-        self._arguments[index].clear()
+
+        yield run
+        arguments.clear()
         block.to("cpu")
 
-    def finish(self) -> None:
-        """Run what comes after the last block, on the CPU; hooks there may raise StoppedError."""
-        waiting = iter(self._states)
+    @contextmanager
+    def finish(self) -> Iterator[Callable[[int], None]]:
+        """As `block`, for what comes after the last block, on the CPU; hooks there may raise StoppedError."""
+        current = threading.local()
 
         def give(index: int, state: torch.Tensor, rest: Arguments) -> torch.Tensor:
             del rest
-            return next(waiting).cpu() if index == len(self._blocks) - 1 else state
+            return self._states[current.number].cpu() if index == len(self._blocks) - 1 else state
+
+        def run(number: int) -> None:
+            current.number = number
+            self._run(self._batches[number])
 
         with self._standing_still(give):
-            self._run_all()
+            yield run
 
-    def _run_all(self) -> None:
-        for ids in self._batches:
-            try:
-                forward(self._model, ids)
-            except StoppedError:
-                continue
+    def _run(self, ids: torch.Tensor) -> None:
+        with suppress(StoppedError):
+            forward(self._model, ids)
 
     @contextmanager
     def _standing_still(self, act: Callable[[int, torch.Tensor, Arguments], torch.Tensor]) -> Iterator[None]:

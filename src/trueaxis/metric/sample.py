@@ -3,8 +3,8 @@
     start tokens ─▶ next-token distribution at temperature 1 ─▶ one token per sequence ─▶ … ─▶ ids [sequences, length]
                         └── keys and values of earlier tokens are kept ──┘
 
-Batches follow each other, each with random numbers of its own, so that a run cut short by time has read the beginning
-of what a longer one would have read.
+Every batch has random numbers of its own, so that a shorter text is the beginning of a longer one. How long it is
+depends on the size of the model alone, never on the speed of the machine: the same model gives the same text anywhere.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import torch
 
 from trueaxis.metric.calibrate import load_model
 from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.parallel import default_threads, one_thread, ordered_stream
 from trueaxis.types import Array, CheckpointError
 
 TOKENS = 65_536
 LENGTH = 256
 BATCH = 64
 TIMED_STEPS = 8
-LIMIT_SECONDS = 240.0
+MOST_WORK = 2**44  # parameters times tokens: 2¹⁴ tokens of a billion parameters, minutes on two processors
 _STARTS = 1024  # tokens whose successors stand for the model's unigram distribution
 
 _log = logging.getLogger(__name__)
@@ -38,8 +39,9 @@ def sample_tokens(
     *,
     seed: int,
     tokens: int | None = None,
-    limit_seconds: float = LIMIT_SECONDS,
+    most_work: int = MOST_WORK,
     device: str = "cpu",
+    threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Array:
     """Samples token ids from a checkpoint at temperature 1; the log says how many and for how long beforehand.
@@ -52,8 +54,9 @@ def sample_tokens(
         minimum: Tokens that are sampled however long that takes.
         seed: Of every draw.
         tokens: Tokens wanted, by default 65,536; rounded up to whole batches.
-        limit_seconds: Time after which fewer than `tokens` have to do.
+        most_work: Parameters times tokens above which fewer than `tokens` have to do.
         device: Where the model runs.
+        threads: Batches side by side, on a CPU; all processors by default. The tokens do not depend on it.
         progress: Called with (batches done, batches in all).
 
     Returns:
@@ -67,30 +70,35 @@ def sample_tokens(
         (256, 256)
     """
     tokens = TOKENS if tokens is None else tokens
-    with torch.inference_mode():
+    side_by_side = 1 if device != "cpu" else threads or default_threads()
+    with torch.inference_mode(), one_thread():
         model = load_model(checkpoint).to(device)
         length = min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
         starts = _start_distribution(model)
         batch = max(1, min(BATCH, -(-tokens // length)))
-        seconds = _seconds_per_batch(model, starts, batch, length)
-        wanted = _batches(tokens, minimum, batch * length, seconds, limit_seconds)
+        wanted = _batches(tokens, minimum, batch * length, most_work // max(checkpoint.parameters, 1))
+        seconds = _seconds_per_batch(model, starts, batch, length) / min(side_by_side, wanted)
         _log.warning(
             "no calibration text: sampling %s tokens from the model itself, about %.0f s; text of your own use "
             "(--calibration FILE) serves better",
             f"{wanted * batch * length:,}", wanted * seconds,
         )  # fmt: skip
+
+        def sampled(number: int) -> Array:
+            return _sample_batch(model, starts, batch, length, np.random.SeedSequence([seed, number]))
+
         parts: list[Array] = []
-        for number in range(wanted):
-            parts.append(_sample_batch(model, starts, batch, length, np.random.SeedSequence([seed, number])))
+        for number, part in enumerate(ordered_stream(sampled, range(wanted), side_by_side)):
+            parts.append(part)
             if progress is not None:
                 progress(number + 1, wanted)
     return np.concatenate(parts)
 
 
-def _batches(tokens: int, minimum: int, size: int, seconds: float, limit_seconds: float) -> int:
-    """Batches of `size` tokens: as many as are wanted, fewer if time is short, never less than the minimum."""
+def _batches(tokens: int, minimum: int, size: int, most_tokens: int) -> int:
+    """Batches of `size` tokens: as many as are wanted, fewer for a large model, never less than the minimum."""
     wanted, needed = -(-tokens // size), -(-minimum // size)
-    return max(needed, min(wanted, int(limit_seconds / max(seconds, 1e-9))))
+    return max(needed, min(wanted, most_tokens // size))
 
 
 def _start_distribution(model: Any) -> torch.Tensor:
@@ -118,12 +126,13 @@ def _next(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]
 def _sample_batch(model: Any, starts: torch.Tensor, batch: int, length: int, seed: np.random.SeedSequence) -> Array:
     """int64 [batch, length]: start tokens and what the model makes of them."""
     generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
-    ids = [torch.multinomial(starts, batch, replacement=True, generator=generator)[:, None]]
-    cache = None
-    while len(ids) < length:
-        probabilities, cache = _next(model, ids[-1].to(model.device), cache)
-        ids.append(torch.multinomial(probabilities, 1, generator=generator))
-    return torch.cat(ids, dim=1).numpy()
+    with torch.inference_mode():  # of this thread
+        ids = [torch.multinomial(starts, batch, replacement=True, generator=generator)[:, None]]
+        cache = None
+        while len(ids) < length:
+            probabilities, cache = _next(model, ids[-1].to(model.device), cache)
+            ids.append(torch.multinomial(probabilities, 1, generator=generator))
+        return torch.cat(ids, dim=1).numpy()
 
 
 def _seconds_per_batch(model: Any, starts: torch.Tensor, batch: int, length: int) -> float:

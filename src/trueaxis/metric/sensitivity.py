@@ -33,7 +33,7 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.model.architecture import locate, parameter
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
-from trueaxis.parallel import default_threads, ordered_map
+from trueaxis.parallel import default_threads, one_thread, ordered_map
 from trueaxis.types import Array, CalibrationError, Metric, Weight
 
 NOISE_SHARE = 0.01
@@ -79,7 +79,7 @@ def measure_sensitivities(
     places = route(checkpoint)
     uses = _uses([weight for weight in weights if weight.place is not None])
     rises: dict[str, float] = {}
-    with torch.inference_mode():
+    with torch.inference_mode(), one_thread():
         model = load_model(checkpoint).to(device)
         untie(model, places)
         batches = [ids.to(device) for ids in split_sequences(sample, BATCH_TOKENS)]

@@ -71,6 +71,7 @@ class Statistics:
     unheard: tuple[str, ...] = ()
     unrun: str = ""
     source: str = "text"
+    _moments: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def text_hashes(self) -> tuple[str, ...]:
@@ -78,14 +79,16 @@ class Statistics:
         return tuple(sorted({chunk.text for chunk in self.chunks}))
 
     def second_moment(self, space: str) -> Array:
-        """H = Σ x xᵀ / tokens, float64 [n, n].
+        """H = Σ x xᵀ / tokens, float64 [n, n]; one array for all who ask, not to be written to.
 
         Raises:
             CalibrationError: The space was not calibrated.
         """
         if space not in self.sums:
             raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
-        return self.sums[space] / self.tokens[space]
+        if space not in self._moments:
+            self._moments[space] = self.sums[space] / self.tokens[space]
+        return self._moments[space]
 
     def mean(self, space: str) -> Array:
         """E[x], float64 [n]."""

@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,12 +76,7 @@ class Checkpoint:
             >>> Checkpoint.open("models/pycode-6m").parameters  # doctest: +SKIP
             6524160
         """
-        directory = Path(path)
-        if not directory.is_dir():
-            raise CheckpointError(f"{directory}: expected a checkpoint directory, found none; check the path")
-        if foreign := _foreign(directory):
-            raise CheckpointError(f"{directory}: {foreign}")
-        config = read_json(directory / "config.json")
+        directory, config = _opened(path)
         if "quantization_config" in config:
             raise CheckpointError(
                 f"{directory / 'config.json'}: expected an unquantized checkpoint, found a quantization_config; "
@@ -90,8 +85,20 @@ class Checkpoint:
         entries = {name: entry for name, entry in _read_entries(directory).items() if not _is_derived(name, entry)}
         for name, entry in entries.items():
             _check_dtype(name, entry)
-        unaliased = cls(directory, config, entries, {})
-        return cls(directory, config, entries, _find_aliases(unaliased))
+        found = cls(directory, config, entries, {})
+        found = replace(found, aliases=_find_aliases(found))
+        _check_tied(found)
+        return found
+
+    @classmethod
+    def open_all(cls, path: str | Path) -> Checkpoint:
+        """The same with every tensor that is stored, whatever its dtype and whether or not a model needs it.
+
+        Raises:
+            CheckpointError: Something is missing or damaged.
+        """
+        found = cls(*_opened(path), _read_entries(Path(path)), {})
+        return replace(found, aliases=_find_aliases(found))
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor in its own dtype.
@@ -192,6 +199,16 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def _opened(path: str | Path) -> tuple[Path, dict[str, Any]]:
+    """A directory and its configuration."""
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: expected a checkpoint directory, found none; check the path")
+    if foreign := _foreign(directory):
+        raise CheckpointError(f"{directory}: {foreign}")
+    return directory, read_json(directory / "config.json")
+
+
 def _foreign(directory: Path) -> str:
     """What a directory without config.json holds instead, if it is known; else nothing."""
     if (directory / "config.json").exists():
@@ -269,7 +286,7 @@ def _is_derived(name: str, entry: Entry) -> bool:
 
 
 def _find_aliases(checkpoint: Checkpoint) -> dict[str, str]:
-    """Heads and further embeddings that repeat an embedding; one that differs may contradict the configuration."""
+    """Heads and further embeddings that repeat an embedding."""
     embeddings = [name for name in checkpoint.entries if _EMBEDDING.search(name)]
     aliases: dict[str, str] = {}
     for name in [*(name for name in HEAD_NAMES if name in checkpoint.entries), *embeddings[1:]]:
@@ -277,14 +294,19 @@ def _find_aliases(checkpoint: Checkpoint) -> dict[str, str]:
             if embedding != name and embedding not in aliases and _same_bytes(checkpoint, name, embedding):
                 aliases[name] = embedding
                 break
+    return aliases
+
+
+def _check_tied(checkpoint: Checkpoint) -> None:
+    """A head that differs from the embedding contradicts a configuration that ties them."""
+    embeddings = [name for name in checkpoint.entries if _EMBEDDING.search(name)]
     if checkpoint.config.get("tie_word_embeddings", False) and embeddings:
         for name in HEAD_NAMES:
-            if name in checkpoint.entries and name not in aliases:
+            if name in checkpoint.entries and name not in checkpoint.aliases:
                 raise CheckpointError(
                     f"{name}: config.json ties it to {embeddings[0]}, but the stored tensors differ; "
                     "set tie_word_embeddings to false or remove the head"
                 )
-    return aliases
 
 
 def _same_bytes(checkpoint: Checkpoint, one: str, other: str) -> bool:

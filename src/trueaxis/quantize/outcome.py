@@ -9,6 +9,9 @@ import numpy as np
 
 from trueaxis.types import Array, Quantized
 
+Residuals = tuple[Array, Array]
+"""Sums and counts [classes, 2] that centroids are found from."""
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
@@ -26,6 +29,11 @@ class Outcome:
     residual_counts: Array
     visited_errors: Array
     order: Array
+
+    @property
+    def residuals(self) -> Residuals:
+        """Sums and counts of residuals."""
+        return self.residual_sums, self.residual_counts
 
     @cached_property
     def errors(self) -> Array:

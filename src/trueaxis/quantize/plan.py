@@ -24,20 +24,27 @@ from trueaxis.recipe import EFFORTS, Feedback, Gptq, GptqUniform, Quantizer, Rou
 from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
+DAMPING = Feedback().damping
 ROWS_FOR_COLUMN_STEPS = 16  # shorter columns share one step: a step of their own would cost more than it saves
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """Cholesky factor of a damped metric in visiting order: `order` [n], `lower` C [n, n] float64."""
+    """Cholesky factor C of a damped metric in visiting order; one for all matrices that read the same space.
+
+    Attributes:
+        order: int [n], the columns as visited from last to first.
+        diagonal: C_jj, float64 [n].
+        feedback: C_ij / C_jj, float32 [n, n].
+    """
 
     order: Array
-    lower: Array
+    diagonal: Array
+    feedback: Array
 
-    @cached_property
-    def feedback(self) -> Array:
-        """C_ij / C_jj, float32 [n, n]; one array for all matrices that read the same space."""
-        return (self.lower / np.maximum(np.diag(self.lower), TINY)[None, :]).astype(np.float32)
+    def permuted(self, order: Array) -> Factor:
+        """Of the same metric in coordinates x′ᵢ = x at order[i]."""
+        return replace(self, order=np.argsort(order)[self.order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +64,7 @@ class Plan:
         resolution: Codes per octave of the steps; None for what the weights behind a step pay for.
         rounding: "plain", or "gains" for a least-squares gain on every finished column.
         refit: "none", or "rescalers" for row and column steps fitted again to the finished matrix.
+        whole, stride: The plan that this is every so manieth row of; None where it has all rows.
     """
 
     weight: Array
@@ -72,6 +80,18 @@ class Plan:
     resolution: int | None = None
     rounding: Literal["plain", "gains"] = "plain"
     refit: Literal["none", "rescalers"] = "none"
+    whole: Plan | None = None
+    stride: int = 1
+
+    @property
+    def all_rows(self) -> int:
+        """Rows of the whole matrix: what steps and scales are paid for by."""
+        return self.weight.shape[0] if self.whole is None else self.whole.all_rows
+
+    def sampled(self, stride: int) -> Plan:
+        """The plan of every so many rows."""
+        weight, row_steps = self.weight[::stride], self.row_steps[::stride]
+        return replace(self, weight=weight, row_steps=row_steps, whole=self, stride=stride)
 
     def scaled(self, factor: float) -> Plan:
         """The same plan with every step times `factor`."""
@@ -88,7 +108,7 @@ class Plan:
     @cached_property
     def row_scale_codes(self) -> Array:
         """See `row_scale_codes`; the same at every c, so found once."""
-        return row_scale_codes(self)
+        return row_scale_codes(self) if self.whole is None else self.whole.row_scale_codes[:: self.stride]
 
     @property
     def mean_log_step(self) -> float:
@@ -108,7 +128,8 @@ def factorize(matrix: Array, damping: float, by: Order = "descending") -> Factor
     keys = {"descending": -energy, "ascending": energy, "natural": np.zeros(energy.size)}
     order = np.argsort(keys[by], kind="stable")
     lower, _ = damped_cholesky(matrix[np.ix_(order, order)], damping)
-    return Factor(order, lower)
+    diagonal = np.maximum(np.diag(lower), TINY)
+    return Factor(order, diagonal, (lower / diagonal).astype(np.float32))
 
 
 def effective_moment(metric: Metric, columns: int) -> Array | None:
@@ -127,7 +148,7 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
     if metric.second_moment is not None:
         found = factor(stage.damping)
         order, feedback = found.order, found.feedback
-        diagonal = np.maximum(np.diag(found.lower), TINY)
+        diagonal = found.diagonal
         if rows < ROWS_FOR_COLUMN_STEPS:
             diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
         column_steps[order] = unit / diagonal
@@ -203,7 +224,7 @@ def plan_watersic_core(stage: WaterSicCore, weight: Array, metric: Metric, facto
     """Steps c / C_jj in the checkpoint's column order, scaled so that every matrix gets the same rate at the same c."""
     rows, columns = weight.shape
     found = factor(stage.damping, "natural")
-    diagonal = np.maximum(np.diag(found.lower), TINY)
+    diagonal = found.diagonal
     spread = np.sqrt(np.mean(np.square(weight, dtype=np.float64), axis=0))
     level = np.exp(np.log(np.maximum(spread * diagonal, TINY)).mean())
     return Plan(
@@ -247,10 +268,19 @@ class Planner:
         self._latest = threading.local()  # the space that a thread planned for last, and its factors
         self._references: dict[Plan, Plan] = {}
 
-    def plan(self, weight: Weight, residual: Array, metric: Metric) -> Plan:
-        """Plan of one matrix; matrices of the same input space should follow each other in one thread."""
+    def plan(self, weight: Weight, residual: Array, metric: Metric, known: Factor | None = None) -> Plan:
+        """Plan of one matrix; matrices of the same input space should follow each other in one thread.
+
+        Args:
+            weight: Its name, space and role.
+            residual: W [m, n] float32.
+            metric: In the same coordinates.
+            known: What `factorize` makes of the metric with `DAMPING`, where that is known.
+        """
 
         def factor(damping: float, by: Order = "descending") -> Factor:
+            if known is not None and (damping, by) == (DAMPING, "descending"):
+                return known
             space = f"{weight.space or weight.name}/{weight.role}"
             if getattr(self._latest, "space", None) != space:
                 self._latest.space, self._latest.factors = space, {}

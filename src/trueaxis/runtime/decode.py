@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from trueaxis.container import Container
 from trueaxis.entropy.model import Tables, unpack_tables
 from trueaxis.entropy.stream import (
@@ -21,19 +23,26 @@ from trueaxis.entropy.stream import (
     decode_shared_values,
     decode_values,
 )
-from trueaxis.header import TensorInfo
+from trueaxis.header import DTYPES, TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.record import Record, RecordType
+from trueaxis.runtime.base_model import BaseModel, find_base
+from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.factors import product
 from trueaxis.runtime.matrices import Matrix, alias_name, matrices
-from trueaxis.runtime.planes import unpack_planes
+from trueaxis.runtime.planes import BITPLANES, unpack_planes
 from trueaxis.runtime.transforms import decoded, exact_product
 from trueaxis.types import Array, FormatError
 
 if TYPE_CHECKING:
     import torch
 
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
+    "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
+}  # fmt: skip
 
 
 class Decoder:
@@ -42,13 +51,15 @@ class Decoder:
     Args:
         path: Directory written by `trueaxis.compress`.
         threads: Workers, over tensors and inside a matrix; all processors by default.
+        base: Where the base of tensors that go beside one lies; by default next to `path`, under the name in the file.
 
     Example:
         >>> decoder = Decoder("model-3bit")                       # doctest: +SKIP
         >>> decoder.tensor("model.layers.0.mlp.up_proj.weight")   # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, threads: int | None = None, base: str | Path | None = None) -> None:
+        self._given_base = base
         self._threads = threads or default_threads()
         self.container = Container(path)
         records = self.container.model_records()
@@ -114,8 +125,8 @@ class Decoder:
         own = _torch_dtype(info)
         parts = matrices(info, records)
         if not parts:
-            value = _planes(info, records[-1], own)
-        elif parts[0].source is not None:
+            return _cast(self._planes(info, records, own), dtype)
+        if parts[0].source is not None:
             value = self._product(info, parts, parts[0].source)
         elif len(info.shape) == 2:
             value = self._matrix(info, parts, 0, dtype or own)
@@ -124,9 +135,37 @@ class Decoder:
             firsts = [index for index, part in enumerate(parts) if part.factor != "right"]
             for index, first in enumerate(firsts):
                 value[index] = self._matrix(info, parts, first, dtype or own)
-        if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):  # NaN is both ends
-            raise FormatError(f"{info.name}: decodes to NaN or Inf; the file is damaged")
+        _check_finite(info.name, value)
         return value.to(dtype or own)
+
+    def _planes(self, info: TensorInfo, records: Sequence[Record], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor that is kept bit for bit; one of planes of bits may hold NaN and infinities."""
+        import torch
+
+        if info.size == 0:
+            return torch.empty(info.shape, dtype=dtype)
+        payload = records[-1].payload
+        base = self.base.entries(info, records[0].payload) if records[0].type == RecordType.BASE else None
+        try:
+            if payload[:1] == bytes([BITPLANES]) and needs_base(payload[1:2]) != (base is not None):
+                raise ValueError("a base record belongs before planes that go beside one, and before no others")
+            entries = unpack_planes(payload, info.size, dtype.itemsize, base)
+        except ValueError as error:
+            raise FormatError(f"{info.name}: {error}; the file is damaged") from error
+        writable = np.require(entries.reshape(-1), requirements="W")  # a copy where it is a view of the payload
+        value = torch.from_numpy(writable).view(dtype).reshape(info.shape)
+        if payload[:1] != bytes([BITPLANES]) and info.dtype in DTYPES:
+            _check_finite(info.name, value)
+        return value
+
+    @cached_property
+    def base(self) -> BaseModel:
+        """The checkpoint that tensors of this one go beside.
+
+        Raises:
+            TrueaxisError: It is not found.
+        """
+        return BaseModel(find_base(self.container, self._given_base))
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor in the original checkpoint."""
@@ -267,21 +306,19 @@ def _is_alias(records: Sequence[Record]) -> bool:
     return len(records) == 1 and records[0].type == RecordType.ALIAS
 
 
+def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    """Floats in a dtype; other numbers stay what they are."""
+    return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
+def _check_finite(name: str, value: torch.Tensor) -> None:
+    import torch
+
+    if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):  # NaN is both ends
+        raise FormatError(f"{name}: decodes to NaN or Inf; the file is damaged")
+
+
 def _torch_dtype(info: TensorInfo) -> torch.dtype:
     import torch
 
-    known = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
-    return known[info.dtype]
-
-
-def _planes(info: TensorInfo, record: Record, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor that is kept bit for bit."""
-    import torch
-
-    try:
-        entries = unpack_planes(record.payload, info.size, ITEM_BYTES[info.dtype])
-    except ValueError as error:
-        raise FormatError(f"{info.name}: {error}; the file is damaged") from error
-    if info.size == 0:
-        return torch.empty(info.shape, dtype=dtype)
-    return torch.from_numpy(entries.flatten()).view(dtype).reshape(info.shape)
+    return getattr(torch, TORCH_NAMES[info.dtype])

@@ -25,12 +25,13 @@ SHARD_BYTES = 5 * 10**9
 GENERATION = "generation_config.json"
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load(path: str | Path, dtype: torch.dtype | None = None, base: str | Path | None = None) -> PreTrainedModel:
     """An ordinary transformers model with dense weights.
 
     Args:
         path: Directory written by `trueaxis.compress`.
         dtype: Of the weights; by default what config.json says, as transformers does it.
+        base: Directory of the base, where the file goes beside one and it does not lie next to `path`.
 
     Returns:
         The model, in evaluation mode, with its generation settings; `trueaxis.hf` gives the same one.
@@ -41,7 +42,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
-    decoder = Decoder(path)
+    decoder = Decoder(path, base=base)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
     state = decoder.tensors(wanted)
@@ -106,8 +107,12 @@ def original_config(config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
-def verify(path: str | Path) -> dict[str, Any]:
+def verify(path: str | Path, base: str | Path | None = None) -> dict[str, Any]:
     """Checks every byte: checksums, hashes, and that every tensor decodes to finite numbers in its own dtype.
+
+    Args:
+        path: Directory written by `trueaxis.compress`.
+        base: As for `load`.
 
     Returns:
         {"tensors": count, "file_bytes": bytes of the rate}
@@ -115,7 +120,7 @@ def verify(path: str | Path) -> dict[str, Any]:
     Raises:
         FormatError: The first thing wrong, by tensor or file.
     """
-    decoder = Decoder(path)
+    decoder = Decoder(path, base=base)
     check_bytes(decoder)
     ordered_map(lambda name: decoder.tensor(name).numel(), decoder.names(), default_threads())
     return {"tensors": len(decoder.names()), "file_bytes": decoder.container.file_bytes}
@@ -132,7 +137,14 @@ def check_bytes(decoder: Decoder) -> None:
     decoder.container.check_hashes()
 
 
-def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overwrite: bool = False) -> Path:
+def unpack(
+    path: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    *,
+    overwrite: bool = False,
+    base: str | Path | None = None,
+) -> Path:
     """Writes an ordinary checkpoint that needs no trueaxis.
 
     Args:
@@ -140,6 +152,7 @@ def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overw
         out: Directory to create.
         dtype: "float32", "float16" or "bfloat16"; by default that of the original.
         overwrite: Replace `out` if it exists.
+        base: As for `load`.
 
     Raises:
         FormatError: `path` is damaged.
@@ -149,8 +162,8 @@ def unpack(path: str | Path, out: str | Path, dtype: str | None = None, *, overw
 
     if dtype is not None and dtype not in DTYPES:
         raise TrueaxisError(f"dtype {dtype!r} is not one of: {', '.join(DTYPES)}")
-    check_free(Path(out), overwrite, [path])
-    decoder = Decoder(path)
+    check_free(Path(out), overwrite, [path, *([base] if base else [])])
+    decoder = Decoder(path, base=base)
     wanted = getattr(torch, dtype) if dtype else None
     with staged_directory(Path(out), overwrite) as staging:
         write_plain(decoder, staging, wanted, SHARD_BYTES)

@@ -1,6 +1,6 @@
 """The records of one tensor: which matrices it is made of.
 
-    tensor = planes | alias | matrix | (slice matrix)+ | alias matrix
+    tensor = base? planes | alias | matrix | (slice matrix)+ | alias matrix
     matrix = transpose? transform* (residual | function residual residual)
 
 Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
@@ -16,7 +16,7 @@ from typing import Literal
 
 from trueaxis.entropy.stream import ResidualHeader, unpack_residual
 from trueaxis.entropy.varint import pack_varint, unpack_varint
-from trueaxis.header import TensorInfo
+from trueaxis.header import DTYPES, TensorInfo
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.factors import read_rank
 from trueaxis.runtime.transforms import LARGEST_PRODUCT, TRANSPOSE, parse_transform
@@ -91,8 +91,13 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     Raises:
         FormatError: The records are out of order, or do not fit the tensor's shape.
     """
-    if len(records) == 1 and records[0].type in (RecordType.PLANES, RecordType.ALIAS):
+    kinds = [record.type for record in records]
+    if kinds in ([RecordType.PLANES], [RecordType.BASE, RecordType.PLANES], [RecordType.ALIAS]):
         return []
+    if info.dtype not in DTYPES:
+        raise FormatError(
+            f"{info.name}: a tensor of dtype {info.dtype} is kept bit for bit or tied; the file is damaged"
+        )
     if (source := alias_name(records)) is not None:
         return [_factor(info, source, records[1:])]
     found: list[Matrix] = []

@@ -22,7 +22,7 @@ def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, sh
     Args:
         decoder: Of a compressed directory.
         directory: Exists already.
-        dtype: Of all tensors; by default each has that of the original.
+        dtype: Of all tensors of floats; by default each has that of the original.
         shard_bytes: A shard ends before it holds more than this, or with one tensor.
 
     Returns:
@@ -33,7 +33,7 @@ def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, sh
     from safetensors.torch import save_file
 
     shapes = {
-        name: torch.empty(info.shape, dtype=dtype or decoder.dtype(name), device="meta")
+        name: torch.empty(info.shape, dtype=_stored_dtype(decoder.dtype(name), dtype), device="meta")
         for name, info in decoder.container.tensors.items()
     }
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
@@ -46,3 +46,7 @@ def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, sh
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=2))
     return [directory / file for file in split.filename_to_tensors]
+
+
+def _stored_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and own.is_floating_point else own

@@ -1,11 +1,12 @@
-"""Planes: tensors that are kept bit for bit, each in the shortest of three ways.
+"""Planes: tensors that are kept bit for bit, each in the shortest of four ways.
 
     mode 0  the bytes of the tensor
     mode 1  the one value that all entries have
     mode 2  the upper 16 bits of every entry through the side coder, then the lower ones, or none if they are all zero
+    mode 3  planes of bits through rANS, alone or beside a base; see bitplanes.py
 
 Entries that agree in size agree in the upper bits of their exponents, which is what mode 2 saves: norms and biases take
-about half their bytes.
+about half their bytes. Mode 3 is for whole checkpoints that must come back: it alone may hold NaN and infinities.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 from trueaxis import _core
 from trueaxis.entropy.stream import INTEGERS_PER_BYTE
 from trueaxis.entropy.varint import pack_varint, unpack_varint
+from trueaxis.runtime.bitplanes import unpack_bitplanes
 from trueaxis.types import Array
 
 CONSTANT_LIMIT = 1 << 22  # entries of a tensor that a few bytes stand for
-RAW, CONSTANT, CODED = range(3)
+RAW, CONSTANT, CODED, BITPLANES = range(4)
 UPPER = 2  # bytes
 MAGNITUDE = 0x7FFF
 
@@ -41,12 +43,20 @@ def pack_planes(entries: Array) -> bytes:
     return min(choices, key=len)
 
 
-def unpack_planes(payload: bytes, count: int, width: int) -> Array:
-    """Inverse of `pack_planes`: uint8 [count, width]; a constant's rows are views of one.
+def unpack_planes(payload: bytes, count: int, width: int, base: Array | None = None) -> Array:
+    """Inverse of `pack_planes`, and mode 3: uint8 [count, width]; a constant's rows are views of one.
+
+    Args:
+        payload: Of the record.
+        count: Entries of the tensor.
+        width: Bytes of each.
+        base: uint8 [count * width], where the record goes beside a base.
 
     Raises:
         ValueError: The payload is damaged.
     """
+    if payload[:1] == bytes([BITPLANES]) and count > 0:
+        return unpack_bitplanes(memoryview(payload)[1:], count, width).entries(count, width, base).reshape(count, width)
     mode, body = payload[:1], payload[1:]
     if mode == bytes([RAW]) and len(body) == count * width:
         return np.frombuffer(body, np.uint8).reshape(count, width)

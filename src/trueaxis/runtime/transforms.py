@@ -155,7 +155,8 @@ def exact_product(left: Array, right: Array) -> Array:
     for first in range(0, left.shape[0], step):
         part = slice(first, first + step)
         rows, own = _fixed_point(left[part])
-        product[part] = np.ldexp((torch.from_numpy(rows) @ factor).numpy(), own[:, None] + exponents)
+        with np.errstate(over="ignore"):  # what overflows is refused as infinite
+            product[part] = np.ldexp((torch.from_numpy(rows) @ factor).numpy(), own[:, None] + exponents)
     return product
 
 

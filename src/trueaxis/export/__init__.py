@@ -1,0 +1,1 @@
+"""Export: a checkpoint as a file that other programs read."""

@@ -1,0 +1,1 @@
+"""Lossless: what to write of tensors that must come back bit for bit."""

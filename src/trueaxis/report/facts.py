@@ -1,0 +1,134 @@
+"""Facts: all that the page shows, read from the compressed directory and from what other commands printed.
+
+OUT ─▶ inspect ─────────────────────────────┐
+analyze --json, compare --json, eval --json ┴─▶ checked ─▶ Facts
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from trueaxis.analyze.journey import FORMAT, VERSION, Analysis
+from trueaxis.comparison.run import ComparisonReport
+from trueaxis.inspection import inspect
+from trueaxis.restored import restored
+from trueaxis.sweep import Sweep
+from trueaxis.types import CompressionReport, Evaluation, TrueaxisError
+
+ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a compressed directory.
+
+    Attributes:
+        path: The directory.
+        inspection: From `trueaxis.inspect`.
+        analysis, comparison, evaluation: What those commands found, or None; `sweep` serves as a comparison.
+    """
+
+    path: Path
+    inspection: dict[str, Any]
+    analysis: Analysis | None = None
+    comparison: ComparisonReport | Sweep | None = None
+    evaluation: Evaluation | None = None
+
+    @property
+    def name(self) -> str:
+        """Of the directory."""
+        return self.path.resolve().name
+
+    @property
+    def quoted(self) -> str:
+        """The directory as a shell takes it."""
+        return shlex.quote(str(self.path))
+
+    def command(self, *options: str) -> str:
+        """The command that makes the page with other options."""
+        return " ".join(("trueaxis report", self.quoted, "--output PAGE.html", *options))
+
+    @cached_property
+    def report(self) -> CompressionReport | None:
+        """What compression left behind."""
+        found = self.inspection["report"]
+        return None if found is None else restored(CompressionReport, found)
+
+    @property
+    def original_bytes(self) -> int:
+        """Of the weights as they were, tied ones once."""
+        own = [row for row in self.inspection["tensors"] if row["storage"] in ("quantized", "exact")]
+        return sum(prod(row["shape"]) * ITEM_BYTES[row["dtype"]] for row in own)
+
+
+def read_facts(
+    out: str | Path,
+    analysis: str | Path | None = None,
+    comparison: str | Path | None = None,
+    evaluation: str | Path | None = None,
+) -> Facts:
+    """Facts of a compressed directory and of the files given.
+
+    Args:
+        out: Written by `trueaxis.compress`.
+        analysis, comparison, evaluation: Files of what `trueaxis analyze`, `compare` (or `sweep`) and `eval` print
+            with --json.
+
+    Raises:
+        FormatError: `out` is damaged.
+        TrueaxisError: A file is not what was asked for, or is about another model.
+    """
+    found = inspect(out)
+    facts = Facts(
+        Path(out), found,
+        None if analysis is None else _read_analysis(analysis),
+        None if comparison is None else _read_comparison(comparison),
+        None if evaluation is None else _restored(Evaluation, _object(evaluation), evaluation, "eval OUT"),
+    )  # fmt: skip
+    for file, part in ((analysis, facts.analysis), (comparison, facts.comparison)):
+        if part is not None and part.parameters != found["parameters"]:
+            raise TrueaxisError(
+                f"{file}: is about a model of {part.parameters:,} parameters, {out} has {found['parameters']:,}; "
+                "give the file of the same model"
+            )
+    return facts
+
+
+def _read_analysis(file: str | Path) -> Analysis:
+    found = _object(file)
+    if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
+        raise TrueaxisError(f"{file}: is no analysis of version {VERSION}; make it with: trueaxis analyze MODEL --json")
+    return _restored(Analysis, found, file, "analyze MODEL")
+
+
+def _read_comparison(file: str | Path) -> ComparisonReport | Sweep:
+    found = _object(file)
+    if "prepare_seconds" in found:
+        return _restored(Sweep, found, file, "sweep MODEL")
+    return _restored(ComparisonReport, found, file, "compare MODEL")
+
+
+def _object(file: str | Path) -> dict[str, Any]:
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TrueaxisError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise TrueaxisError(f"{file}: is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise TrueaxisError(f"{file}: expected one JSON object, found {type(found).__name__}")
+    return found
+
+
+def _restored(kind: type, found: dict[str, Any], file: str | Path, command: str) -> Any:
+    try:
+        return restored(kind, found)
+    except ValueError as error:
+        message = f"{file}: {error}; make it with this trueaxis: trueaxis {command} --json"
+        raise TrueaxisError(message) from error
