@@ -29,9 +29,10 @@ from trueaxis.metric.sensitivity import Output
 from trueaxis.model.architecture import submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
+from trueaxis.parallel import one_thread
 from trueaxis.types import Array, Weight
 
-TOKEN_LIMIT = 32_768
+TOKEN_LIMIT = 16_384
 BATCH_TOKENS = 1024
 LARGEST_RATIO = 10.0
 
@@ -63,7 +64,7 @@ def measure_gradients(
     Args:
         checkpoint: The model, run in float32.
         weights: From `trace`.
-        tokens: Calibration tokens, integers [sequences, length]; the first 32,768 or so are used.
+        tokens: Calibration tokens, integers [sequences, length]; the first 16,384 or so are used.
         seed: Of the labels.
         progress: Called after every batch.
         device: Where the whole model runs.
@@ -80,7 +81,7 @@ def measure_gradients(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Sum] = {}
     uncertainty = torch.zeros(0, dtype=torch.float64)
-    with torch.enable_grad(), _listening(model, weights, places, sums):
+    with torch.enable_grad(), one_thread(), _listening(model, weights, places, sums):
         for number, ids in enumerate(batches):
             logits = Output.of(model, forward(model, ids.to(device))).logits
             if logits is None:
