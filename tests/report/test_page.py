@@ -227,6 +227,10 @@ def test_files_that_do_not_serve_are_refused(
     refuse(r"parameters: expected int, found 'many'", analysis=written(json.dumps({**analyzed, "parameters": "many"})))
     refuse("is about a model of 7 parameters", analysis=written(json.dumps({**analyzed, "parameters": 7})))
     refuse("cannot be written", output="none/page.html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(TrueaxisError, match="cannot be written"):
+        trueaxis.report(compressed_llama, tmp_path / "folder.html")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder.html", "given.json"]
     monkeypatch.setattr(pages, "find_spec", lambda package: None)
     refuse(r"needs plotly; install it with: pip install 'trueaxis\[report\]'")
 
