@@ -15,6 +15,7 @@ import trueaxis
 from families import CASES, build, save_tokens
 from trueaxis.cli import main
 from trueaxis.report import page as pages
+from trueaxis.report.facts import read_facts
 from trueaxis.report.figure import digits, finite
 from trueaxis.report.structure import SHARES, energy_left
 from trueaxis.types import TrueaxisError
@@ -175,6 +176,16 @@ def test_products_are_told_as_functions(tiny_llama: Path, compressed_llama: Path
     trueaxis.compress(tiny_llama, tmp_path / "out", bits=6, statistics=statistics, recipe="lowrank")
     text = Page(trueaxis.report(tmp_path / "out", tmp_path / "page.html")).text["function-residual"]
     assert "stores 14 matrices as f alone" in " ".join(text.split())
+
+
+def test_a_lossless_file_has_its_page(tiny_llama: Path, tmp_path: Path) -> None:
+    trueaxis.compress_lossless(tiny_llama, tmp_path / "out")
+    found = Page(trueaxis.report(tmp_path / "out", tmp_path / "page.html"))
+    assert "kept exactly" in found.text["gap"] and "kept exactly" in found.text["function-residual"]
+    assert {name.rsplit("-plot-")[0] for name in found.plots()} == {"bits-by-tensor", "bytes"}
+    original = sum(file.stat().st_size for file in tiny_llama.glob("*.safetensors"))
+    assert 0 <= original - read_facts(tmp_path / "out").original_bytes < 4096
+    assert "lossless" in found.text["headline"]
 
 
 def test_experts_in_one_tensor_have_their_page(tmp_path: Path) -> None:
