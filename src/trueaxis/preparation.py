@@ -28,6 +28,7 @@ from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
+from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import obtain_statistics
@@ -66,6 +67,7 @@ class Prepared:
         threads: Workers; the bytes do not depend on it.
         progress: Told of every pass.
         sources: Name of a matrix that another tensor is multiplied by → name of that tensor.
+        journal: Of what an earlier run found.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +81,7 @@ class Prepared:
     threads: int
     progress: Progress
     sources: Mapping[str, str]
+    journal: NoJournal = NO_JOURNAL
 
     @one_thread()
     def fit(self, target: int) -> Assembled:
@@ -109,7 +112,10 @@ class Prepared:
             with suppress(TargetError):  # by estimate; the passes tell for certain
                 trial = search(pilot, start, size, target, fixed, learning, finest, taught)
                 start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
-        passes = Passes(self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress)
+        passes = Passes(
+            self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress,
+            self.journal, str(target),
+        )  # fmt: skip
         return search(passes, start, size, target, fixed, learning, finest, taught)
 
     @one_thread()
@@ -121,6 +127,7 @@ class Prepared:
         begun: float,
         target: int | None = None,
         evaluation: Evaluation | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> CompressionReport:
         """Writes and verifies the files; `out` appears whole or not at all.
 
@@ -131,8 +138,9 @@ class Prepared:
             begun: `time.perf_counter()` when the compression began, for the report.
             target: Bytes that were asked for; a note says so where the file is well below.
             evaluation: What is known of the files on text, for the report.
+            inputs: What the files depend on, for the report.
         """
-        with staged_directory(out, overwrite) as staging:
+        with staged_directory(out, overwrite, self.journal.folder) as staging:
             write_files(files, self.checkpoint, staging)
             decoder = Decoder(staging, self.threads)
             check_bytes(decoder)
@@ -156,6 +164,7 @@ class Prepared:
                 evaluation=evaluation,
                 spaces=self.alignment.spaces,
                 learning=self.alignment.learning,
+                inputs=dict(inputs or {}),
             )
             (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
         return report
@@ -173,6 +182,7 @@ def prepare(
     threads: int,
     device: str,
     progress: Progress,
+    journal: NoJournal = NO_JOURNAL,
 ) -> Prepared:
     """Calibrates, aligns and plans.
 
@@ -181,6 +191,7 @@ def prepare(
         recipe: The stages.
         expected: Bytes of the file, about: axes are judged at that rate.
         calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
+        journal: Knows what an earlier run found.
 
     Raises:
         TrueaxisError: Bad input, by name.
@@ -189,8 +200,8 @@ def prepare(
     for weight in weights:
         if weight.role == "exact":
             check_finite(weight.name, checkpoint.tensor(weight.name))
-    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration)
+    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress, threads, journal)
+    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration, journal)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _jobs(network, alignment, recipe, threads, progress)
@@ -201,7 +212,9 @@ def prepare(
         "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
     }
     sources = {product.name: product.source for product in alignment.products}
-    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources)
+    return Prepared(
+        checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources, journal
+    )  # fmt: skip
 
 
 def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:

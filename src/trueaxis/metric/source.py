@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal
 from trueaxis.metric.calibrate import calibrate, load_tokens, minimum_tokens, tokenize
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
@@ -28,15 +29,18 @@ def obtain_statistics(
     seed: int,
     device: str,
     progress: Progress,
+    threads: int | None = None,
+    journal: NoJournal = NO_JOURNAL,
 ) -> Statistics:
     """Statistics of `file` if it exists, else of `calibration`, which are then saved to `file` if one is named.
 
-    With neither, the text is sampled from the model.
+    With neither, the text is sampled from the model. What a journal knows is not measured again; a file that the
+    journal's run writes is written anew.
 
     Raises:
         CalibrationError: The file named does not exist and there is no text, or they do not fit the checkpoint.
     """
-    if file is not None and Path(file).exists():
+    if file is not None and Path(file).exists() and journal.inputs.get("statistics") != WRITTEN:
         found = load_statistics(file)
         found.require(checkpoint)
         return found
@@ -48,14 +52,16 @@ def obtain_statistics(
     if calibration:
         source, parts = "text", read_tokens(checkpoint.path, calibration)
     else:
-        source, parts = "sampled", [sample_tokens(
-            checkpoint, minimum_tokens(weights), seed=seed, device=device,
+        source, known = "sampled", journal.recall("sampled tokens")
+        parts = [known.arrays["tokens"]] if known is not None else [sample_tokens(
+            checkpoint, minimum_tokens(weights), seed=seed, device=device, threads=threads,
             progress=lambda done, total: progress("sample", done, total),
         )]  # fmt: skip
+        journal.keep("sampled tokens", {"tokens": parts[0]})
     measured = None
     for number, tokens in enumerate(parts):
         one = calibrate(
-            checkpoint, tokens, seed=seed, device=device,
+            checkpoint, tokens, seed=seed, device=device, threads=threads, journal=journal,
             progress=lambda done, total, _: progress("calibrate", number * total + done, len(parts) * total),  # noqa: B023
         )  # fmt: skip
         measured = one if measured is None else merge(measured, one)
@@ -64,7 +70,7 @@ def obtain_statistics(
         sensitivities = assume_sensitivities(checkpoint, weights, measured)
     else:
         sensitivities = measure_sensitivities(
-            checkpoint, weights, measured, parts[0], seed, device=device,
+            checkpoint, weights, measured, parts[0], seed, device=device, journal=journal,
             progress=lambda done, total, _: progress("sensitivity", done, total),
         )  # fmt: skip
     measured = replace(measured, sensitivities=sensitivities, source=source)
