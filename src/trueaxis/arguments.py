@@ -97,6 +97,10 @@ def _add_compress(commands: Any) -> None:
     _add_evaluation(command, required=False)
     _add_run(command)
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
+    command.add_argument(
+        "--resume", action="store_true",
+        help="keep a journal beside OUT and go on from one that is there;\nverify an OUT that is finished",
+    )  # fmt: skip
 
 
 def _add_base(command: Any, text: str) -> None:

@@ -51,7 +51,7 @@ def _compress(options: argparse.Namespace) -> Result:
             options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
             evaluation=options.evaluation, calibration=options.calibration, statistics=options.statistics,
             recipe=_recipe(options), seed=options.seed, threads=options.threads,
-            device=options.device, overwrite=options.overwrite, progress=progress,
+            device=options.device, overwrite=options.overwrite, resume=options.resume, progress=progress,
         )  # fmt: skip
     result = asdict(report)
     worst = max(result["tensors"], key=lambda row: row["relative_distortion"])
@@ -77,6 +77,8 @@ def _recipe(options: argparse.Namespace) -> Any:
 def _compress_lossless(options: argparse.Namespace) -> Result:
     import trueaxis
 
+    if options.resume:
+        raise TrueaxisError("--lossless has nothing to resume: leave out --resume")
     if options.calibration or options.evaluation or options.statistics:
         raise TrueaxisError("--lossless needs no text: leave out --calibration, --evaluation and --statistics")
     with _progress_bar() as progress:

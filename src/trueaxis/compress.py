@@ -18,6 +18,7 @@ from trueaxis.preparation import prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
+from trueaxis.resume import finished, inputs_of, journal_of
 from trueaxis.staging import check_free
 from trueaxis.types import CompressionReport, TrueaxisError
 
@@ -37,6 +38,7 @@ def compress(
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
+    resume: bool = False,
     progress: Progress = silent,
 ) -> CompressionReport:
     """Compresses a checkpoint to a size.
@@ -55,6 +57,8 @@ def compress(
         threads: Workers; all processors by default. The result does not depend on it.
         device: Torch device that runs the model for calibration and evaluation.
         overwrite: Replace `out` if it is not empty.
+        resume: Keep a journal beside `out`, and go on from the one that is there; an output that is finished is
+            verified. The bytes are those of a run that was never interrupted.
         progress: Told of every stage.
 
     Returns:
@@ -71,17 +75,22 @@ def compress(
     checkpoint = Checkpoint.open(model)
     target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)
     files_read = [path for path in (statistics, recipe) if isinstance(path, str | Path)]
+    wanted = {"bytes": target, "max_kl": max_kl}
+    inputs = inputs_of(checkpoint, chosen, wanted, seed, calibration, evaluation, statistics)
+    if resume and (done := finished(Path(out), inputs, overwrite)) is not None:
+        return done
     check_free(Path(out), overwrite, [model, *calibration, *evaluation, *files_read])
     expected = checkpoint.bytes_at(ASSUMED_BITS) if target is None else target
-    prepared = prepare(
-        checkpoint, chosen, expected, calibration, statistics,
-        seed=seed, threads=threads or default_threads(), device=device, progress=progress,
-    )  # fmt: skip
-    if target is None:
-        files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
-    else:
-        files, found = prepared.fit(target), None
-    return prepared.save(files, Path(out), overwrite, begun, target, found)
+    with journal_of(Path(out), inputs, resume) as journal:
+        prepared = prepare(
+            checkpoint, chosen, expected, calibration, statistics,
+            seed=seed, threads=threads or default_threads(), device=device, progress=progress, journal=journal,
+        )  # fmt: skip
+        if target is None:
+            files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
+        else:
+            files, found = prepared.fit(target), None
+        return prepared.save(files, Path(out), overwrite, begun, target, found, journal.inputs or inputs)
 
 
 def _target_bytes(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from trueaxis.assemble import Assembled, count_symbols
 from trueaxis.entropy.model import Tables, fit_tables, offsets_from
 from trueaxis.entropy.pooling import POOLINGS
+from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.parallel import ordered_map
 from trueaxis.progress import Progress
 from trueaxis.quantize.feedback import quantize
-from trueaxis.quantize.outcome import Residuals
+from trueaxis.quantize.outcome import Residuals, packed, unpacked
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
 from trueaxis.recipe import Coder, Effort
@@ -65,6 +66,8 @@ class Passes:
         write: Makes the files.
         threads: Workers; the result does not depend on them.
         progress: Told of every pass.
+        journal: Knows matrices of passes that an earlier run made.
+        name: Of these passes there.
     """
 
     def __init__(
@@ -76,7 +79,10 @@ class Passes:
         write: Write,
         threads: int,
         progress: Progress,
+        journal: NoJournal = NO_JOURNAL,
+        name: str = "",
     ) -> None:
+        self._journal, self._name = journal, name
         self._jobs, self._tables, self._learning_passes = jobs, tables, learning_passes
         self._stage, self._write = stage, write
         self._threads, self._progress, self._made = threads, progress, 0
@@ -86,8 +92,14 @@ class Passes:
         tables, pool = self._tables, POOLINGS[type(self._stage)]
 
         def rounded(job: Job) -> tuple[Quantized, Residuals]:
-            outcome = quantize(job.plan, c, tables)
-            return pool(self._stage, job.coded, outcome.quantized), outcome.residuals
+            key = f"pass {self._name} {self._made} {c!r} {job.coded.name}"
+            if (known := self._journal.recall(key)) is not None:
+                quantized, residuals = unpacked(*known)
+            else:
+                outcome = quantize(job.plan, c, tables)
+                quantized, residuals = outcome.quantized, outcome.residuals
+                self._journal.keep(key, *packed(quantized, residuals))
+            return pool(self._stage, job.coded, quantized), residuals
 
         found = ordered_map(rounded, self._jobs, self._threads)
         matrices = [(job.coded, matrix) for job, (matrix, _) in zip(self._jobs, found, strict=True)]

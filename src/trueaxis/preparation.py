@@ -29,6 +29,7 @@ from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
+from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
 from trueaxis.metric.source import calibration_tokens, obtain_statistics
@@ -70,6 +71,7 @@ class Prepared:
         sources: Name of a matrix that another tensor is multiplied by → name of that tensor.
         seed, device: Of whatever is drawn and run after the search.
         calibration: Files of calibration text, for tuning.
+        journal: Of what an earlier run found.
     """
 
     checkpoint: Checkpoint
@@ -86,6 +88,7 @@ class Prepared:
     seed: int = 0
     device: str = "cpu"
     calibration: Sequence[str | Path] = ()
+    journal: NoJournal = NO_JOURNAL
 
     @one_thread()
     def fit(self, target: int) -> Assembled:
@@ -116,7 +119,10 @@ class Prepared:
             with suppress(TargetError):  # by estimate; the passes tell for certain
                 trial = search(pilot, start, size, target, fixed, learning, finest, taught)
                 start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
-        passes = Passes(self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress)
+        passes = Passes(
+            self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress,
+            self.journal, str(target),
+        )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         return replace(self._tuned(found, write, target), matrices=(), tables=None)
 
@@ -139,6 +145,7 @@ class Prepared:
         begun: float,
         target: int | None = None,
         evaluation: Evaluation | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> CompressionReport:
         """Writes and verifies the files; `out` appears whole or not at all.
 
@@ -149,8 +156,9 @@ class Prepared:
             begun: `time.perf_counter()` when the compression began, for the report.
             target: Bytes that were asked for; a note says so where the file is well below.
             evaluation: What is known of the files on text, for the report.
+            inputs: What the files depend on, for the report.
         """
-        with staged_directory(out, overwrite) as staging:
+        with staged_directory(out, overwrite, self.journal.folder) as staging:
             write_files(files, self.checkpoint, staging)
             decoder = Decoder(staging, self.threads)
             check_bytes(decoder)
@@ -174,6 +182,7 @@ class Prepared:
                 evaluation=evaluation,
                 spaces=self.alignment.spaces,
                 learning=self.alignment.learning,
+                inputs=dict(inputs or {}),
             )
             (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
         return report
@@ -191,6 +200,7 @@ def prepare(
     threads: int,
     device: str,
     progress: Progress,
+    journal: NoJournal = NO_JOURNAL,
 ) -> Prepared:
     """Calibrates, aligns and plans.
 
@@ -199,6 +209,7 @@ def prepare(
         recipe: The stages.
         expected: Bytes of the file, about: axes are judged at that rate.
         calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
+        journal: Knows what an earlier run found.
 
     Raises:
         TrueaxisError: Bad input, by name.
@@ -207,8 +218,8 @@ def prepare(
     for weight in weights:
         if weight.role == "exact":
             check_finite(weight.name, checkpoint.tensor(weight.name))
-    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress)
-    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration)
+    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress, threads, journal)
+    network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration, journal)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
     jobs = _jobs(network, alignment, recipe, threads, progress)
@@ -221,7 +232,7 @@ def prepare(
     sources = {product.name: product.source for product in alignment.products}
     return Prepared(
         checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources,
-        seed, device, calibration,
+        seed, device, calibration, journal,
     )  # fmt: skip
 
 

@@ -359,7 +359,9 @@ def name_of(document: Mapping[str, Any]) -> str:
         'rtn'
     """
     stages = document.get("stages")
-    types = [stages.get(stage, {}).get("type", "?") for stage in STAGES] if isinstance(stages, Mapping) else ["unknown"]
+    if not isinstance(stages, Mapping) or not stages.keys() >= STAGES.keys():
+        return " · ".join(map(str, stages)) if isinstance(stages, Mapping) else "unknown"
+    types = [stages[stage].get("type") for stage in STAGES]
     found = (name for name in ("default", *NAMED) if NAMED[name].to_json() == document)
     return next(found, " · ".join(map(str, types)))
 

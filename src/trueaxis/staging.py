@@ -39,8 +39,9 @@ def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) ->
 
 
 @contextmanager
-def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary directory beside `out` that takes its name when the block ends without an exception.
+def staged_directory(out: Path, overwrite: bool, folder: Path | None = None) -> Iterator[Path]:
+    """A temporary directory beside `out`, or in a folder there, that takes its name when the block ends without an
+    exception.
 
     With `overwrite` the old directory is moved aside first and removed last, so that one of the two always exists.
     """
@@ -48,7 +49,7 @@ def staged_directory(out: Path, overwrite: bool) -> Iterator[Path]:
     made = [folder for folder in out.parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=out.parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".partial", dir=folder or out.parent))
     except OSError as error:
         raise TrueaxisError(f"{out}: cannot be created: {error}") from error
     try:

@@ -290,6 +290,7 @@ class CompressionReport:
     plus the growth of config.json. `header_bytes` of it belong to no tensor. `calibration` says what was calibrated
     on: "source" ("text" or "sampled" from the model) and "tokens". `notes` are sentences on what calibration could not
     see: modules without a metric, experts without tokens. `evaluation` is there where a divergence was the target.
+    `inputs` are digests of the model, texts and statistics, the recipe, the target and the seed it was made with.
     `spaces` says which axes each space of the network got, `learning` how those of the recipe `learned` came about."""
 
     file_bytes: int
@@ -307,6 +308,7 @@ class CompressionReport:
     evaluation: Evaluation | None = None
     spaces: tuple[Space, ...] = ()
     learning: Learning | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def limit_bits_per_param(self) -> float:

@@ -107,7 +107,7 @@ def test_gauged_files_are_ordinary_models(name: str, tmp_path: Path) -> None:
     report = trueaxis.compress(
         tmp_path / "original",
         tmp_path / "out",
-        bits=8,
+        bits=10,  # a router of random weights that flips on one token is worth 5 %
         calibration=[save_tokens(tmp_path)],
         recipe=Recipe(align=TURNED),
     )

@@ -62,6 +62,16 @@ def test_every_figure_is_drawn(browser: Any, page: Path, width: int, scheme: str
     tab.context.close()
 
 
+def test_without_scripts_the_tables_stay(browser: Any, page: Path) -> None:
+    tab = browser.new_context(viewport={"width": 1280, "height": 900}, java_script_enabled=False).new_page()
+    tab.goto(page.as_uri())
+    assert tab.get_by_text("Pictures need JavaScript").is_visible()
+    assert not tab.locator("#gap .plot").is_visible()
+    tab.locator("#gap summary").click()
+    assert tab.locator("#gap table").is_visible()
+    tab.context.close()
+
+
 def test_plots_follow_the_scheme(browser: Any, page: Path) -> None:
     tab, said, _ = opened(browser, page, 1280, "light")
     for scheme in ("light", "dark", "light"):

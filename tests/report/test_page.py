@@ -15,6 +15,7 @@ import trueaxis
 from families import CASES, build, save_tokens
 from trueaxis.cli import main
 from trueaxis.report import page as pages
+from trueaxis.report.facts import read_facts
 from trueaxis.report.figure import digits, finite
 from trueaxis.report.structure import SHARES, energy_left
 from trueaxis.types import TrueaxisError
@@ -177,6 +178,16 @@ def test_products_are_told_as_functions(tiny_llama: Path, compressed_llama: Path
     assert "stores 14 matrices as f alone" in " ".join(text.split())
 
 
+def test_a_lossless_file_has_its_page(tiny_llama: Path, tmp_path: Path) -> None:
+    trueaxis.compress_lossless(tiny_llama, tmp_path / "out")
+    found = Page(trueaxis.report(tmp_path / "out", tmp_path / "page.html"))
+    assert "kept exactly" in found.text["gap"] and "kept exactly" in found.text["function-residual"]
+    assert {name.rsplit("-plot-")[0] for name in found.plots()} == {"bits-by-tensor", "bytes"}
+    original = sum(file.stat().st_size for file in tiny_llama.glob("*.safetensors"))
+    assert 0 <= original - read_facts(tmp_path / "out").original_bytes < 4096
+    assert "lossless" in found.text["headline"]
+
+
 def test_experts_in_one_tensor_have_their_page(tmp_path: Path) -> None:
     case = CASES["gpt_oss"]
     build(case).save_pretrained(tmp_path / "model")
@@ -227,6 +238,10 @@ def test_files_that_do_not_serve_are_refused(
     refuse(r"parameters: expected int, found 'many'", analysis=written(json.dumps({**analyzed, "parameters": "many"})))
     refuse("is about a model of 7 parameters", analysis=written(json.dumps({**analyzed, "parameters": 7})))
     refuse("cannot be written", output="none/page.html")
+    (tmp_path / "folder.html").mkdir()
+    with pytest.raises(TrueaxisError, match="cannot be written"):
+        trueaxis.report(compressed_llama, tmp_path / "folder.html")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["folder.html", "given.json"]
     monkeypatch.setattr(pages, "find_spec", lambda package: None)
     refuse(r"needs plotly; install it with: pip install 'trueaxis\[report\]'")
 

@@ -129,7 +129,8 @@ def joint(terms: Sequence[Term], water: float, seed: int) -> Array:
     import torch
 
     starts = [axes(terms, water, seed) for axes in (identity, pca_weights, pca_metric, pca_joint)]
-    start = min(starts, key=lambda axes: estimated_bits(axes, terms, water))
+    together = gathered(terms)  # which start is best is plain enough from these
+    start = min(starts, key=lambda axes: estimated_bits(axes, together, water))
     stacked = _Stacked(terms)
     point = _point(torch.from_numpy(start.astype(np.float32, order="C")), stacked, water)
     for _ in range(ITERATIONS):
@@ -153,6 +154,19 @@ AXES: dict[str, Axes] = {
 }
 
 
+def gathered(terms: Sequence[Term]) -> list[Term]:
+    """One term for all that share a moment: cheaper to judge by, and blind to what sets them apart."""
+    shared: dict[int, list[Term]] = {}
+    for term in terms:
+        shared.setdefault(id(term.moment), []).append(term)
+    found = []
+    for alike in shared.values():
+        count, worth = sum(term.count for term in alike), sum(term.count * term.level for term in alike)
+        covariance = np.sum([term.count * term.level * term.covariance for term in alike], axis=0) / max(worth, TINY)
+        found.append(Term(covariance, count, alike[0].moment, worth / max(count, 1)))
+    return found
+
+
 def best(names: Sequence[str], terms: Sequence[Term], water: float, seed: int) -> tuple[str, Array, float]:
     """The candidate with the smallest estimated rate; earlier names win ties, so put the free one first.
 
@@ -160,6 +174,7 @@ def best(names: Sequence[str], terms: Sequence[Term], water: float, seed: int) -
         Its name, its axes, and the estimated bits per weight that they save against the checkpoint's own.
     """
     found = {name: AXES[name](terms, water, seed) for name in names}
+    terms = terms if len(names) > 1 else gathered(terms)  # nothing hangs on what the only candidate saves
     bits = {name: estimated_bits(axes, terms, water) for name, axes in found.items()}
     own = bits["identity"] if "identity" in bits else estimated_bits(identity(terms, water, seed), terms, water)
     name = min(names, key=lambda name: bits[name])

@@ -15,6 +15,7 @@ import numpy as np
 
 from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor
 from trueaxis.align.maps import Map, moment, on_columns, on_rows, permutation
+from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import metric_for
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
@@ -187,6 +188,7 @@ class Network:
         seed: Of random axes.
         threads: Blocks or spaces side by side; nothing depends on it.
         text: Files of calibration text, for axes that are learned; may be empty.
+        journal: Knows axes that an earlier run found.
     """
 
     checkpoint: Checkpoint
@@ -196,6 +198,7 @@ class Network:
     seed: int = 0
     threads: int = 1
     text: Sequence[str | Path] = ()
+    journal: NoJournal = NO_JOURNAL
     _factors: dict[str, Factor] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property

@@ -6,6 +6,7 @@ terms of a space ─▶ chosen axes ─▶ changes of the tensors that touch it 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 from trueaxis.align.basis import AXES, Term, best, chance_bits
 from trueaxis.align.maps import Rotate, Step, Within
 from trueaxis.align.network import Change, Network, Product
+from trueaxis.journal import NO_JOURNAL
 from trueaxis.types import Array, Space
 
 SIGNIFICANT = 2.0  # axes have to save so many times what chance would
@@ -83,11 +85,27 @@ def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str
 
     "best" keeps the own axes unless others save more than twice what they would on weights without any structure.
     """
-    names = ("identity", "joint") if axes == "best" else (axes,)
-    name, rotation, saved = best(names, terms, network.water, network.seed)
+    names, key = ("identity", "joint") if axes == "best" else (axes,), _key(axes, terms, network)
+    if (known := network.journal.recall(key)) is not None:
+        name, rotation, saved = known.facts[0], known.arrays["rotation"], known.facts[1]
+    else:
+        name, rotation, saved = best(names, terms, network.water, network.seed)
+        network.journal.keep(key, {"rotation": rotation}, [name, saved])
     if axes == "best" and saved < SIGNIFICANT * chance_bits(terms):
         return "identity", AXES["identity"](terms, network.water, 0), 0.0
     return name, rotation, saved
+
+
+def _key(axes: str, terms: Sequence[Term], network: Network) -> str:
+    """What axes depend on, for the journal; nothing where none is kept."""
+    if network.journal is NO_JOURNAL:
+        return ""
+    digest = hashlib.blake2b(repr((axes, network.water, network.seed)).encode(), digest_size=16)
+    for term in terms:
+        digest.update(repr((term.count, term.level)).encode())
+        for matrix in (term.covariance, term.moment):
+            digest.update(b"none" if matrix is None else np.ascontiguousarray(matrix).data)
+    return f"axes {digest.hexdigest()}"
 
 
 def within(part: Array, step: Step, size: int) -> Step:

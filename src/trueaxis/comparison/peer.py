@@ -127,7 +127,7 @@ def run_peer(peer: Peer, setting: str, original: Original, folder: Path) -> Made
     (folder / "files").mkdir()
     if peer.inputs is not None:
         _make(peer.inputs, original, folder)
-    found = _run([python, str(script), str(original.prepared.checkpoint.path.resolve()), setting, str(folder)])
+    found = _run([python, str(script), str(original.prepared.checkpoint.path.resolve()), setting, str(folder)], folder)
     if found.returncode:
         raise PeerError(f"failed: {(found.stderr.strip().splitlines() or ['no message'])[-1][:300]}", whole=False)
     told = json.loads(found.stdout.strip().splitlines()[-1])
@@ -148,6 +148,6 @@ def python_of(peer: Peer) -> str:
     return str(own.absolute()) if own.exists() else sys.executable
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], folder: Path | None = None) -> subprocess.CompletedProcess[str]:
     quiet = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.run(command, capture_output=True, text=True, env=quiet, check=False)
+    return subprocess.run(command, capture_output=True, text=True, env=quiet, check=False, cwd=folder)

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from trueaxis.metric.listening import CHUNK_TOKENS, Hearing, Sum, listening
+from trueaxis.journal import NO_JOURNAL, NoJournal
+from trueaxis.metric.listening import CHUNK_TOKENS, Hearing, Sum, listening, packed, unpacked
 from trueaxis.metric.running import Steps, StoppedError, forward, load_model
 from trueaxis.metric.sketch import keep_smallest, shingle_hashes
 from trueaxis.metric.statistics import Chunk, Statistics
@@ -46,6 +47,7 @@ def calibrate(
     sequences: range | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    journal: NoJournal = NO_JOURNAL,
 ) -> Statistics:
     """Sum the activations of a checkpoint over calibration text.
 
@@ -58,6 +60,7 @@ def calibrate(
             Statistics of separate parts merge.
         device: Where blocks run, one at a time; hidden states of the whole text stay there between blocks.
         threads: Batches side by side, on a CPU; all processors by default. The sums do not depend on it.
+        journal: Knows blocks that an earlier run calibrated.
 
     Returns:
         Statistics without sensitivities.
@@ -78,7 +81,8 @@ def calibrate(
         torch.manual_seed(seed)
         if places.blocks:
             side_by_side = 1 if device != "cpu" else threads or default_threads()
-            sums = _run_by_blocks(checkpoint, places, batches, device, side_by_side, progress)
+            found = _Recalled(journal, f"{hash_tokens(tokens)} {part}")
+            sums = _run_by_blocks(checkpoint, places, batches, device, side_by_side, progress, found)
         else:
             sums, unrun = _run_whole(checkpoint, places, batches, device, progress)
     _check_sums(checkpoint, sums)
@@ -93,13 +97,15 @@ def _run_by_blocks(
     device: str,
     threads: int,
     progress: Progress | None,
+    recalled: _Recalled,
 ) -> dict[str, Sum]:
     model, hearing = load_model(checkpoint), Hearing()
     steps = Steps(model, places.blocks, batches, device)
     count = len(places.blocks) + 1
-    for index, block in enumerate(places.blocks):
+    for index, block in list(enumerate(places.blocks))[recalled.resume(steps, hearing, len(places.blocks)) :]:
         with listening(model, places.inside[index], hearing), steps.block(index) as run:
             hearing.over(run, len(batches), threads)
+        recalled.keep(index, steps, hearing)
         if progress is not None:
             progress(index + 1, count, block)
     at_the_end = _hearing_the_head(model, places, hearing, stop=True)
@@ -108,6 +114,44 @@ def _run_by_blocks(
     if progress is not None:
         progress(count, count, HEAD_SPACE)
     return hearing.sums
+
+
+class _Recalled:
+    """Blocks of one text in a journal: the sums of each, and the states that the last one left."""
+
+    def __init__(self, journal: NoJournal, text: str) -> None:
+        self._journal, self._text = journal, text
+        self._known: set[str] = set()
+
+    def resume(self, steps: Steps, hearing: Hearing, blocks: int) -> int:
+        """Blocks that need not run again; their sums and what they left are put in place."""
+        done = next((n for n in range(blocks, 0, -1) if self._journal.recall(self._states_after(n)) is not None), 0)
+        sums = [self._journal.recall(self._sums_of(index)) for index in range(done)]
+        left = self._journal.recall(self._states_after(done)) if done else None
+        if left is None or not all(sums):
+            return 0
+        for entry in sums:
+            hearing.sums |= {} if entry is None else unpacked(*entry)
+        self._known |= hearing.sums.keys()
+        steps.skip_to([torch.from_numpy(left.arrays[str(number)]) for number in range(len(left.arrays))], done)
+        return done
+
+    def keep(self, index: int, steps: Steps, hearing: Hearing) -> None:
+        """Sums and states of the block that has just run."""
+        if self._journal is NO_JOURNAL:
+            return
+        own = {space: one for space, one in hearing.sums.items() if space not in self._known}
+        self._known |= own.keys()
+        self._journal.keep(self._sums_of(index), *packed(own))
+        states = {str(number): state.cpu().numpy() for number, state in enumerate(steps.states)}
+        self._journal.keep(self._states_after(index + 1), states)
+        self._journal.forget(self._states_after(index))
+
+    def _sums_of(self, index: int) -> str:
+        return f"sums {self._text} {index}"
+
+    def _states_after(self, blocks: int) -> str:
+        return f"states {self._text} {blocks}"
 
 
 def _run_whole(

@@ -10,7 +10,7 @@ errors of all experts of a layer count on one scale. What its second matrix read
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from trueaxis.model.architecture import submodule
 from trueaxis.model.graph import Listeners
 from trueaxis.parallel import ordered_stream
+from trueaxis.types import Array
 
 CHUNK_TOKENS = 4096
 
@@ -83,6 +84,23 @@ class Hearing:
         for found in ordered_stream(heard, range(batches), threads):
             for space, one in found.items():
                 self.sums.setdefault(space, Sum()).join(one)
+
+
+def packed(sums: dict[str, Sum]) -> tuple[dict[str, Array], dict[str, int]]:
+    """Sums as arrays, and their numbers of tokens."""
+    arrays = {f"outer/{space}": one.outer.cpu().numpy() for space, one in sums.items()}
+    arrays |= {f"linear/{space}": one.linear.cpu().numpy() for space, one in sums.items()}
+    return arrays, {space: one.tokens for space, one in sums.items()}
+
+
+def unpacked(arrays: Mapping[str, Array], tokens: Mapping[str, int]) -> dict[str, Sum]:
+    """What `packed` took apart."""
+    sums: dict[str, Sum] = {}
+    for space, count in tokens.items():
+        one = sums[space] = Sum()
+        one.outer, one.linear = (torch.from_numpy(arrays[f"{kind}/{space}"]) for kind in ("outer", "linear"))
+        one.tokens = count
+    return sums
 
 
 @contextmanager

@@ -109,6 +109,17 @@ class Steps:
             for ids in batches:
                 self._run(ids)
 
+    @property
+    def states(self) -> list[torch.Tensor]:
+        """Hidden states of every batch as they are now [sequences, length, d]."""
+        return self._states
+
+    def skip_to(self, states: Sequence[torch.Tensor], blocks: int) -> None:
+        """Go on after so many blocks, with the states that they left."""
+        self._states[:] = [state.to(self._device) for state in states]
+        for arguments in self._arguments[:blocks]:
+            arguments.clear()
+
     @contextmanager
     def block(self, index: int) -> Iterator[Callable[[int], None]]:
         """While the context lasts, gives what replaces the hidden states of a batch by the output of a block.

@@ -25,6 +25,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.likelihood import Prediction
 from trueaxis.metric.calibrate import Progress, check_tokens, split_sequences
 from trueaxis.metric.metric import damped_cholesky, distance, embedding_key, head_key, metric_for, row_probabilities
@@ -52,6 +53,7 @@ def measure_sensitivities(
     noise_share: float = NOISE_SHARE,
     progress: Progress | None = None,
     device: str = "cpu",
+    journal: NoJournal = NO_JOURNAL,
 ) -> dict[str, float]:
     """Measure g of every matrix that is quantized: mean KL per token, in nats, per unit of D.
 
@@ -64,6 +66,7 @@ def measure_sensitivities(
         noise_share: D of the noise over D of setting the weight to zero.
         progress: Called after every measurement.
         device: Where the whole model runs.
+        journal: Knows what an earlier run measured.
 
     Returns:
         Name of the weight → g, positive and finite; a tied matrix appears as NAME#embedding and NAME#head, experts
@@ -86,9 +89,12 @@ def measure_sensitivities(
         trial = _Trial(model, places, batches, 1 if device != "cpu" else default_threads())
         noises = _Noises(statistics, noise_share, seed)
         for index, (key, members) in enumerate(uses.items()):
-            rises[key] = trial.rise(members, noises)
+            known = journal.recall(f"sensitivity {key}")
+            rises[key] = trial.rise(members, noises) if known is None else known.facts
             if not np.isfinite(rises[key]):
                 raise CalibrationError(f"{key}: noise of {noise_share:.1%} makes the model's output infinite")
+            if known is None:
+                journal.keep(f"sensitivity {key}", {}, rises[key])
             if progress is not None:
                 progress(index + 1, len(uses), key)
     measured = _floored({key: rise for key, rise in rises.items() if rise != 0})

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal
 from trueaxis.metric.calibrate import calibrate, hash_tokens, load_tokens, minimum_tokens, tokenize
-from trueaxis.metric.gradient import measure_gradients
+from trueaxis.metric.gradient import Gradients, measure_gradients
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
@@ -29,15 +30,18 @@ def obtain_statistics(
     seed: int,
     device: str,
     progress: Progress,
+    threads: int | None = None,
+    journal: NoJournal = NO_JOURNAL,
 ) -> Statistics:
     """Statistics of `file` if it exists, else of `calibration`, which are then saved to `file` if one is named.
 
-    With neither, the text is sampled from the model.
+    With neither, the text is sampled from the model. What a journal knows is not measured again; a file that the
+    journal's run writes is written anew.
 
     Raises:
         CalibrationError: The file named does not exist and there is no text, or they do not fit the checkpoint.
     """
-    if file is not None and Path(file).exists():
+    if file is not None and Path(file).exists() and journal.inputs.get("statistics") != WRITTEN:
         found = load_statistics(file)
         found.require(checkpoint)
         return found
@@ -49,14 +53,16 @@ def obtain_statistics(
     if calibration:
         source, parts = "text", read_tokens(checkpoint.path, calibration)
     else:
-        source, parts = "sampled", [sample_tokens(
-            checkpoint, minimum_tokens(weights), seed=seed, device=device,
+        source, known = "sampled", journal.recall("sampled tokens")
+        parts = [known.arrays["tokens"]] if known is not None else [sample_tokens(
+            checkpoint, minimum_tokens(weights), seed=seed, device=device, threads=threads,
             progress=lambda done, total: progress("sample", done, total),
         )]  # fmt: skip
+        journal.keep("sampled tokens", {"tokens": parts[0]})
     measured = None
     for number, tokens in enumerate(parts):
         one = calibrate(
-            checkpoint, tokens, seed=seed, device=device,
+            checkpoint, tokens, seed=seed, device=device, threads=threads, journal=journal,
             progress=lambda done, total, _: progress("calibrate", number * total + done, len(parts) * total),  # noqa: B023
         )  # fmt: skip
         measured = one if measured is None else merge(measured, one)
@@ -64,7 +70,7 @@ def obtain_statistics(
     if measured.unrun:
         measured = replace(measured, sensitivities=assume_sensitivities(checkpoint, weights, measured))
     else:
-        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress)
+        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress, journal)
     measured = replace(measured, source=source)
     if file is not None:
         measured.save(file)
@@ -79,16 +85,20 @@ def _with_effects(
     seed: int,
     device: str,
     progress: Progress,
+    journal: NoJournal,
 ) -> Statistics:
     """Statistics with what errors do to the model's output: sensitivities and gradients."""
     sensitivities = measure_sensitivities(
-        checkpoint, weights, measured, tokens, seed, device=device,
+        checkpoint, weights, measured, tokens, seed, device=device, journal=journal,
         progress=lambda done, total, _: progress("sensitivity", done, total),
     )  # fmt: skip
-    gradients = measure_gradients(
+    known = journal.recall("gradients")
+    gradients = Gradients(dict(known.arrays), known.facts) if known is not None else measure_gradients(
         checkpoint, weights, tokens, seed, device=device,
         progress=lambda done, total, _: progress("gradients", done, total),
     )  # fmt: skip
+    if known is None:
+        journal.keep("gradients", gradients.sums, gradients.tokens)
     return replace(measured, sensitivities=sensitivities, gradients=gradients.sums, gradient_tokens=gradients.tokens)
 
 

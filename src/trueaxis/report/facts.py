@@ -7,6 +7,7 @@ analyze --json, compare --json, eval --json ┴─▶ checked ─▶ Facts
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,8 +21,6 @@ from trueaxis.inspection import inspect
 from trueaxis.restored import restored
 from trueaxis.sweep import Sweep
 from trueaxis.types import CompressionReport, Evaluation, TrueaxisError
-
-ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F64": 8}
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,20 @@ class Facts:
     @property
     def original_bytes(self) -> int:
         """Of the weights as they were, tied ones once."""
-        own = [row for row in self.inspection["tensors"] if row["storage"] in ("quantized", "exact")]
-        return sum(prod(row["shape"]) * ITEM_BYTES[row["dtype"]] for row in own)
+        rows = [row for row in self.inspection["tensors"] if not row["storage"].startswith("tied to ")]
+        own = [row for row in rows if not row["storage"].endswith(" times a matrix")]  # tied in the original
+        return sum(prod(row["shape"]) * item_bytes(row["dtype"]) for row in own)
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one entry, by the dtype's name in safetensors.
+
+    Example:
+        >>> item_bytes("BF16"), item_bytes("F8_E4M3"), item_bytes("BOOL")
+        (2, 1, 1)
+    """
+    bits = re.search(r"\d+", dtype)
+    return int(bits[0]) // 8 if bits else 1
 
 
 def read_facts(

@@ -33,13 +33,11 @@ class Plot:
 
 @dataclass(frozen=True)
 class Bar:
-    """An interval on a scale of its own, from 0 to 1: where it lies, and the two thresholds that decide."""
+    """An interval on a scale from 0 to 1, on which a claim does not hold up to 0.4 and holds from 0.6 on."""
 
     low: float
     value: float
     high: float
-    fails: float
-    holds: float
 
 
 @dataclass(frozen=True)

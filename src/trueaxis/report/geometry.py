@@ -68,7 +68,7 @@ def _spectra(found: Analysis) -> Plot:
     """Column energies over their mean, largest first."""
     traces = []
     for row in found.coordinates:
-        spectrum = [value for value in row.get("spectrum", ()) if isinstance(value, int | float)]
+        spectrum = row["spectrum"] if isinstance(row.get("spectrum"), list) else []
         system, last = str(row.get("coordinates")), max(len(spectrum) - 1, 1)
         colour = _colour(found, system)
         dash = DASHES[len(traces) % len(DASHES)] if colour == QUIET else "solid"
@@ -183,13 +183,13 @@ def _claim_row(claim: Finding) -> tuple[str | Cell, ...]:
 
 
 def _bar(claim: Finding, value: float, interval: tuple[float, float]) -> Bar:
-    """`fails` at 0.4 and `holds` at 0.6, whichever is the larger; what lies far outside is cut at the ends."""
+    """What lies far outside the thresholds is cut at the ends."""
 
     def at(number: float) -> float:
-        return min(1.0, max(0.0, 0.4 + 0.2 * (number - claim.fails) / (claim.holds - claim.fails)))
+        return min(1.0, max(0.0, 0.4 + 0.2 * (number - claim.fails) / (claim.holds - claim.fails or 1.0)))
 
     low, high = sorted(map(at, interval))
-    return Bar(low, at(value), high, at(claim.fails), at(claim.holds))
+    return Bar(low, at(value), high)
 
 
 def _no_analysis(facts: Facts) -> tuple[Missing, ...]:

@@ -49,6 +49,7 @@ function draw() {
   }
 }
 
+document.documentElement.classList.remove("still"); // until here a note stood where the plots will
 draw();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 matchMedia(`(max-width: ${NARROW}px)`).addEventListener("change", draw);

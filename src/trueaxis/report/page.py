@@ -5,7 +5,6 @@ OUT, files ─▶ Facts ─▶ figures ─▶ page.html with page.css, page.js a
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -109,12 +108,10 @@ def write_page(text: str, file: Path) -> Path:
         TrueaxisError: It cannot be written.
     """
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, prefix=f".{file.name}.", suffix=".partial", delete=False
-        ) as staged:
-            staged.write(text)
-        os.chmod(staged.name, 0o644)
-        os.replace(staged.name, file)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as folder:
+            staged = Path(folder) / file.name
+            staged.write_text(text, encoding="utf-8")
+            staged.replace(file)
     except OSError as error:
         raise TrueaxisError(f"{file}: cannot be written: {error.strerror}") from error
     return file

@@ -39,6 +39,9 @@ def function_residual(facts: Facts) -> Figure:
     decoder = Decoder(facts.path)
     products = {name: rank for name in decoder.names() if (rank := _rank(decoder, name))}
     found = _measured(decoder)
+    name, title = "function-residual", "Function and residual"
+    if not any(map(decoder.residuals, decoder.names())):
+        return Figure(name, title, "Every tensor of this file is kept exactly: there is neither f nor r.")
     if products:
         told = (
             f"This file stores {len(products)} matrices as f alone, products of two factors of rank "
@@ -51,7 +54,7 @@ def function_residual(facts: Facts) -> Figure:
         f"faster than noise of the same shape, the matrix has structure that a function could hold. {told}"
     )
     if not found:
-        return Figure("function-residual", "Function and residual", sentence + " No matrix is small enough to look at.")
+        return Figure(name, title, sentence + " No matrix is small enough to look at.")
     noise = np.mean([kind.noise for kind in found], axis=0)
     curves = [
         {
@@ -66,7 +69,7 @@ def function_residual(facts: Facts) -> Figure:
         "hovertemplate": "noise: %{y:.1%} left at %{x:.0%} of the rank<extra></extra>",
     }]  # fmt: skip
     return Figure(
-        "function-residual", "Function and residual", sentence,
+        name, title, sentence,
         plots=(Plot(
             "Curves of the share of energy left in the residual over the rank of f, one per kind of tensor", curves,
             {"xaxis": {"title": {"text": "rank of f, of full rank"}, "tickformat": ".0%", "range": [0, 1]},

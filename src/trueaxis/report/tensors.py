@@ -126,6 +126,10 @@ def gap(facts: Facts) -> Figure:
     name, title, report = "gap", "Gap to the limit", facts.report
     if report is None:
         return _without_report(facts, name, title, "How far every tensor is from its rate–distortion limit.")
+    if not quantized(report.tensors):
+        return Figure(
+            name, title, "Every tensor of this file is kept exactly: there is no distortion to have a limit at."
+        )
     found = by_depth(report.tensors, lambda row: row.gap_bits)
     weights = sum(prod(row.shape) for row in quantized(report.tensors)) or 1
     mean = sum(row.gap_bits * prod(row.shape) for row in quantized(report.tensors)) / weights

@@ -1,0 +1,110 @@
+"""Resume: what a run depends on, and what is there already of its output.
+
+nothing ─▶ begin · a journal of the same inputs ─▶ go on · the finished output of the same inputs ─▶ verify it
+anything of other inputs ─▶ refuse, and say which differ
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trueaxis.inspection import REPORT
+from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal, begun, changes, file_digest, journal_folder
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.recipe import Recipe
+from trueaxis.types import CalibrationError, CompressionReport, Evaluation, Learning, Space, TensorReport, TrueaxisError
+
+
+def inputs_of(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    target: Mapping[str, Any],
+    seed: int,
+    calibration: Sequence[str | Path],
+    evaluation: Sequence[str | Path],
+    statistics: str | Path | None,
+) -> dict[str, Any]:
+    """Everything that the bytes of an output depend on, by name, as JSON.
+
+    Raises:
+        CalibrationError: A text cannot be read.
+    """
+    from trueaxis import __version__
+
+    return {
+        "version of trueaxis": __version__,
+        "model": checkpoint.fingerprint,
+        "recipe": recipe.to_json(),
+        "target": dict(target),
+        "seed": seed,
+        "calibration text": [_text_digest(file) for file in calibration],
+        "evaluation text": [_text_digest(file) for file in evaluation],
+        "statistics": None if statistics is None else _statistics_digest(Path(statistics)),
+    }
+
+
+@contextmanager
+def journal_of(out: Path, inputs: Mapping[str, Any], resume: bool) -> Iterator[NoJournal]:
+    """The journal of a run that is to be resumable, or none."""
+    if not resume:
+        yield NO_JOURNAL
+        return
+    with begun(out, inputs) as journal:
+        yield journal
+
+
+def finished(out: Path, inputs: Mapping[str, Any], overwrite: bool) -> CompressionReport | None:
+    """The report of an output that is there already, verified; None where there is none, or another to be replaced.
+
+    Raises:
+        TrueaxisError: It was made of other inputs, says nothing of them, or is damaged.
+    """
+    from trueaxis.runtime.load import verify
+
+    if out.is_symlink() or not (out / REPORT).is_file():
+        return None
+    try:
+        found = json.loads((out / REPORT).read_text(encoding="utf-8"))
+        before = found["inputs"]
+        report = _report(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if overwrite:
+            return None
+        raise TrueaxisError(f"{out / REPORT}: does not say what {out} was made of; choose another path") from error
+    if before.get("statistics") == WRITTEN:
+        inputs = {**inputs, "statistics": WRITTEN}
+    if changed := changes(before, inputs):
+        if overwrite or journal_folder(out).is_dir():
+            return None
+        raise TrueaxisError(
+            f"{out}: was made with another {' and another '.join(changed)}; choose another path or pass --overwrite"
+        )
+    verify(out)
+    return report
+
+
+def _report(found: dict[str, Any]) -> CompressionReport:
+    evaluation, learning = found["evaluation"], found["learning"]
+    nested = {
+        "tensors": tuple(TensorReport(**{**row, "shape": tuple(row["shape"])}) for row in found["tensors"]),
+        "notes": tuple(found["notes"]),
+        "evaluation": None if evaluation is None else Evaluation(**evaluation),
+        "spaces": tuple(Space(**space) for space in found["spaces"]),
+        "learning": None if learning is None else Learning(**learning),
+    }
+    return CompressionReport(**{**found, **nested})
+
+
+def _text_digest(file: str | Path) -> str:
+    try:
+        return file_digest(Path(file))
+    except OSError as error:
+        raise CalibrationError(f"{file}: cannot be read ({error}); check the path") from error
+
+
+def _statistics_digest(file: Path) -> str:
+    return _text_digest(file) if file.exists() else WRITTEN
