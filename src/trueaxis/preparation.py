@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ class Prepared:
         threads: Workers; the bytes do not depend on it.
         progress: Told of every pass.
         sources: Name of a matrix that another tensor is multiplied by → name of that tensor.
+        bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
     """
 
     checkpoint: Checkpoint
@@ -79,6 +80,7 @@ class Prepared:
     threads: int
     progress: Progress
     sources: Mapping[str, str]
+    bases: Mapping[str, bytes] = field(default_factory=dict)
 
     @one_thread()
     def fit(self, target: int) -> Assembled:
@@ -96,7 +98,7 @@ class Prepared:
         def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
             return assemble(
                 self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
-                transforms, self.sources,
+                transforms, self.sources, self.bases,
             )  # fmt: skip
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
@@ -193,18 +195,23 @@ def prepare(
     network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
-    jobs = _jobs(network, alignment, recipe, threads, progress)
-    header = {
+    jobs = jobs_of(network, alignment, recipe, threads, progress)
+    header = facts_of(recipe, measured, alignment)
+    sources = {product.name: product.source for product in alignment.products}
+    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources)
+
+
+def facts_of(recipe: Recipe, measured: Statistics, alignment: Alignment) -> dict[str, Any]:
+    """What the header says of a run."""
+    return {
         "recipe": recipe.to_json(),
         "sketch": np.diff(sketch(measured.shingles).astype(np.int64), prepend=0).tolist(),
         "gauge": list(alignment.gauges),
         "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
     }
-    sources = {product.name: product.source for product in alignment.products}
-    return Prepared(checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources)
 
 
-def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
+def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
     """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
     planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
     split = FUNCTIONS[type(recipe.function)](recipe.function, network)
