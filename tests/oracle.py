@@ -291,6 +291,13 @@ def rounded(values: Array, dtype: str) -> bytes:
     return np.ascontiguousarray(values).astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
 
 
+def floats(bits: bytes, dtype: str) -> Array:
+    """float32 values of bits."""
+    if dtype == "BF16":
+        return (np.frombuffer(bits, "<u2").astype("<u4") << 16).view("<f4")
+    return np.frombuffer(bits, {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).astype("<f4")
+
+
 def read_planes(payload: bytes, count: int, width: int, base: bytes) -> bytes:
     mode, cursor = payload[0], Bytes(payload[1:])
     if mode == 3:
@@ -469,6 +476,9 @@ class Oracle:
                 values = self._values(name, indices)
                 if self.records[name][0][0] == ALIAS:
                     values = [multiplied(self._values(self.records[name][0][1].decode(), indices)[0], values[0])]
+                if self.records[name][0][0] == BASE:
+                    theirs = floats(self._base(name), dtype).reshape(-1, *values[0].shape)
+                    values = [part + their for part, their in zip(values, theirs, strict=True)]
                 found[name] = b"".join(rounded(part, dtype) for part in values)
         aliases = {name: found_[-1][1].decode() for name, found_ in self.records.items() if found_[-1][0] == ALIAS}
         return found | {name: found[target] for name, target in aliases.items()}

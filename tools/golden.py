@@ -286,6 +286,20 @@ def beside(path: Path) -> None:
     write(path, [], entries, base="bits")
 
 
+def member(path: Path) -> None:
+    """Matrices that are added to those of the family `bits`, as they are and transposed."""
+    theirs = {name: (dtype, shape, found) for name, dtype, shape, found in bit_tensors(150)}
+    members = [matrix(160, rows=48, columns=40), matrix(161, rows=48, columns=40), matrix(162, rows=48, columns=40)]
+    tables = tables_of(members)
+    entries = []
+    for name, one, transposed in zip(("scaled", "single", "half"), members, (False, False, True), strict=True):
+        dtype, shape, found = theirs[name]
+        records = matrix_records(pack_residual(one, tables, 4, 100), None, transposed)
+        mark = fingerprint(entries_of(found).reshape(-1))
+        entries.append(Entry(name, shape, dtype, (Record(RecordType.BASE, mark), *records)))
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries, base="bits")
+
+
 def llama(path: Path) -> None:
     """A model from `trueaxis.compress` itself."""
     with tempfile.TemporaryDirectory() as folder:
@@ -309,6 +323,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "exact": exact,
     "bits": bits,
     "beside": beside,
+    "member": member,
     "llama": llama,
 }
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trueaxis.comparison.run import ComparisonReport, compare
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
+    from trueaxis.family.journey import FamilyReport, compress_family
     from trueaxis.inspection import inspect
     from trueaxis.lossless.journey import compress_lossless
     from trueaxis.report.page import report
@@ -45,6 +46,7 @@ __all__ = [
     "ComparisonReport",
     "CompressionReport",
     "Evaluation",
+    "FamilyReport",
     "FormatError",
     "Recipe",
     "TargetError",
@@ -54,6 +56,7 @@ __all__ = [
     "compare",
     "compare_coders",
     "compress",
+    "compress_family",
     "compress_lossless",
     "evaluate",
     "inspect",
@@ -70,6 +73,8 @@ _HOMES = {
     "compare": "trueaxis.comparison.run",
     "compare_coders": "trueaxis.coders",
     "compress": "trueaxis.compress",
+    "compress_family": "trueaxis.family.journey",
+    "FamilyReport": "trueaxis.family.journey",
     "compress_lossless": "trueaxis.lossless.journey",
     "evaluate": "trueaxis.evaluation",
     "inspect": "trueaxis.inspection",

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     _add_compress(commands)
+    _add_family(commands)
     for name, text in (
         ("inspect", "what a compressed directory holds and what its bytes are spent on"),
         ("verify", "check every byte and decode every tensor; exit 1 and say what is damaged"),
@@ -61,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     unpack = commands.choices["unpack"]
     unpack.add_argument("directory", metavar="DIR", help="directory to create")
     unpack.add_argument("--dtype", help="float32, float16 or bfloat16 (default: as in the original)")
+    unpack.add_argument("--member", metavar="NAME", help="which one, where OUT is the root of a family")
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
     for name in ("verify", "unpack"):
         _add_base(commands.choices[name], "the base that OUT goes beside, if it does not lie next to OUT")
@@ -101,6 +103,25 @@ def _add_compress(commands: Any) -> None:
         "--resume", action="store_true",
         help="keep a journal beside OUT and go on from one that is there;\nverify an OUT that is finished",
     )  # fmt: skip
+
+
+def _add_family(commands: Any) -> None:
+    from trueaxis.recipe import NAMED
+
+    command = commands.add_parser(
+        "compress-family", help="fine-tunes of one checkpoint, each as what it adds to it",
+        description="Compress fine-tunes of one checkpoint: the base bit for bit, of each member what it adds at a "
+        "rate of its own.\nWith an OUT that is a family of the same base, members are added; no other is touched.",
+    )  # fmt: skip
+    command.add_argument("base", metavar="BASE", help="directory of the checkpoint that all started from")
+    command.add_argument("members", nargs="+", metavar="MEMBER", help="directory of a fine-tune, or of a LoRA adapter")
+    command.add_argument("out", metavar="OUT", help="root of the family")
+    command.add_argument(
+        "--bits-delta", type=float, required=True, metavar="B", help="bits per parameter of each member's files"
+    )
+    own = ", ".join(name for name, one in NAMED.items() if type(one.align).__name__ == "Identity")
+    command.add_argument("--recipe", default="identity", metavar="NAME|FILE", help=f"{own}; or a JSON file")
+    _add_calibration(command, statistics=False)
 
 
 def _add_base(command: Any, text: str) -> None:
@@ -174,7 +195,7 @@ def _add_run(command: Any) -> None:
     _add_calibration(command)
 
 
-def _add_calibration(command: Any) -> None:
+def _add_calibration(command: Any, *, statistics: bool = True) -> None:
     command.add_argument(
         "--calibration",
         nargs="+",
@@ -183,9 +204,10 @@ def _add_calibration(command: Any) -> None:
         help="text, or token ids (.npy, integers [sequences, length]);\n"
         "without it and --statistics: text sampled from the model",
     )
-    command.add_argument(
-        "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
-    )
+    if statistics:
+        command.add_argument(
+            "--statistics", metavar="FILE", help="reuse this statistics file; written if it does not exist"
+        )
     command.add_argument("--seed", type=int, default=0, metavar="S", help="of every random choice (default 0)")
     command.add_argument(
         "--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N"

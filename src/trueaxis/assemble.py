@@ -93,6 +93,7 @@ def assemble(
     threads: int = 1,
     transforms: Mapping[str, Sequence[Transform]] | None = None,
     sources: Mapping[str, str] | None = None,
+    bases: Mapping[str, bytes] | None = None,
 ) -> Assembled:
     """All files of the compressed model, in memory.
 
@@ -106,6 +107,7 @@ def assemble(
         threads: Matrices encoded side by side; the bytes do not depend on it.
         transforms: Name of a matrix → the transforms that lead back from its coordinates.
         sources: Name of a matrix → name of the tensor that it multiplies; the product has the matrix's name.
+        bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
     """
     sources = sources or {}
     groups = _shared_groups(matrices, stage)
@@ -125,6 +127,8 @@ def assemble(
         found = matrix_records(payload, weight.slice, weight.transposed, steps, source)
         records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
     originals = {name: checkpoint.entries[sources.get(name, name)] for name in records}
+    for name, found in records.items():
+        found[:0] = [Record(RecordType.BASE, (bases or {})[name])] if name in (bases or {}) else []
     entries = [
         Entry(name, originals[name].shape, originals[name].dtype, tuple(found)) for name, found in records.items()
     ]

@@ -95,6 +95,23 @@ def _compress_lossless(options: argparse.Namespace) -> Result:
     return asdict(report), text
 
 
+def _compress_family(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    with _progress_bar() as progress:
+        found = trueaxis.compress_family(
+            options.base, options.members, options.out, bits_delta=options.bits_delta, calibration=options.calibration,
+            recipe=_recipe(options), seed=options.seed, threads=options.threads, device=options.device,
+            progress=progress,
+        )  # fmt: skip
+    lines = [] if found.base is None else [f"{options.out}: base of {found.base.file_bytes:,} bytes, every bit of it"]
+    lines += [
+        f"{name}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter, {report.seconds:.1f} s"
+        for name, report in found.members.items()
+    ]
+    return asdict(found), "\n".join(lines)
+
+
 def _kl(found: Any) -> str:
     """KL and its interval, of an evaluation or a row of a sweep."""
     interval = f", 95 % interval {found.kl_interval[0]:.5f} to {found.kl_interval[1]:.5f}" if found.kl_interval else ""
@@ -148,6 +165,15 @@ def _inspect(options: argparse.Namespace) -> Result:
     if options.plot is not None:
         check_plot(options.plot)
     found = inspect(options.out)
+    if "members" in found:
+        parts = {"base": found["base"], **found["members"]}
+        lines = [f"{options.out}: a family, {found['file_bytes']:,} bytes"]
+        lines += [
+            f"{name:30} {one['file_bytes']:14,} bytes {one['bits_per_param']:9.4f}" for name, one in parts.items()
+        ]
+        if options.plot is not None or options.coders:
+            raise TrueaxisError(f"{options.out}: --plot and --coders take a part of a family, such as its base")
+        return found, "\n".join(lines)
     if options.plot is not None:
         draw_inspection(found, options.plot)
     lines = [
@@ -209,7 +235,14 @@ def _verify(options: argparse.Namespace) -> Result:
 def _unpack(options: argparse.Namespace) -> Result:
     from trueaxis.runtime.load import unpack
 
-    path = unpack(options.out, options.directory, options.dtype, overwrite=options.overwrite, base=options.base)
+    path = unpack(
+        options.out,
+        options.directory,
+        options.dtype,
+        overwrite=options.overwrite,
+        base=options.base,
+        member=options.member,
+    )
     return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
 
 
@@ -303,6 +336,7 @@ class _progress_bar:  # noqa: N801 - reads as a function at its one use
 
 RUNS = {
     "compress": _compress,
+    "compress-family": _compress_family,
     "sweep": _sweep,
     "compare": _compare,
     "inspect": _inspect,

@@ -291,6 +291,8 @@ def read_config(path: Path) -> dict[str, Any]:
             raise FormatError(f"{file}: larger than {CONFIG_LIMIT} bytes")
         config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (path / "family.json").is_file():
+            raise FormatError(f"{path}: is the root of a family; give a member of it: {path}/members/NAME") from None
         raise FormatError(f"{file}: missing; is this a directory written by trueaxis?") from None
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(f"{file}: not readable JSON: {error}") from error

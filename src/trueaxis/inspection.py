@@ -9,6 +9,7 @@ from typing import Any
 from trueaxis.record import RecordType
 from trueaxis.restored import restored
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family
 from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
@@ -20,13 +21,19 @@ def inspect(path: str | Path) -> dict[str, Any]:
     Returns:
         parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards,
         spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
-        tensors: name, shape, dtype, storage ("quantized", "exact", "beside BASE", "tied to NAME" or "NAME times a
-        matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or one per slice),
-        shared_streams (their numbers). `report` is the object that compression left behind, or None.
+        tensors: name, shape, dtype, storage ("quantized", "exact", these before "beside BASE", "tied
+        to NAME" or "NAME times a matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or
+        one per slice), shared_streams (their numbers). `report` is the object that compression left behind, or None.
+        Of the root of a family: file_bytes of all, `base` and `members`, each a name and such an object.
 
     Raises:
         FormatError: The file is damaged.
     """
+    if is_family(path):
+        members = {name: inspect(Path(path) / MEMBERS / name) for name in family_members(path)}
+        base = inspect(Path(path) / BASE)
+        total = sum(part["file_bytes"] for part in (base, *members.values()))
+        return {"file_bytes": total, "base": base, "members": members}
     decoder = Decoder(path)
     container = decoder.container
     file_bytes, parameters = container.file_bytes, container.header["parameters"]
@@ -46,9 +53,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)
-    quantized = f"{source} times a matrix" if source else "quantized"
     beside = any(record.type == RecordType.BASE for record in decoder.container.records(name))
-    exact = f"beside {decoder.container.header.get('base')}" if beside else "exact"
+    place = f"beside {decoder.container.header.get('base')}" if beside else ""
+    quantized = f"{source} times a matrix" if source else f"quantized {place}".strip()
+    exact = place or "exact"
     return {
         "name": name,
         "shape": list(info.shape),

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,7 @@ class Prepared:
         seed, device: Of whatever is drawn and run after the search.
         calibration: Files of calibration text, for tuning.
         journal: Of what an earlier run found.
+        bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
     """
 
     checkpoint: Checkpoint
@@ -89,6 +90,7 @@ class Prepared:
     device: str = "cpu"
     calibration: Sequence[str | Path] = ()
     journal: NoJournal = NO_JOURNAL
+    bases: Mapping[str, bytes] = field(default_factory=dict)
 
     @one_thread()
     def fit(self, target: int) -> Assembled:
@@ -106,7 +108,7 @@ class Prepared:
         def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
             return assemble(
                 self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
-                transforms, self.sources,
+                transforms, self.sources, self.bases,
             )  # fmt: skip
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
@@ -222,13 +224,8 @@ def prepare(
     network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration, journal)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
-    jobs = _jobs(network, alignment, recipe, threads, progress)
-    header = {
-        "recipe": recipe.to_json(),
-        "sketch": np.diff(sketch(measured.shingles).astype(np.int64), prepend=0).tolist(),
-        "gauge": list(alignment.gauges),
-        "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
-    }
+    jobs = jobs_of(network, alignment, recipe, threads, progress)
+    header = facts_of(recipe, measured, alignment)
     sources = {product.name: product.source for product in alignment.products}
     return Prepared(
         checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources,
@@ -236,7 +233,17 @@ def prepare(
     )  # fmt: skip
 
 
-def _jobs(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
+def facts_of(recipe: Recipe, measured: Statistics, alignment: Alignment) -> dict[str, Any]:
+    """What the header says of a run."""
+    return {
+        "recipe": recipe.to_json(),
+        "sketch": np.diff(sketch(measured.shingles).astype(np.int64), prepend=0).tolist(),
+        "gauge": list(alignment.gauges),
+        "calibration": {"source": measured.source, "tokens": int(measured.token_counts.sum())},
+    }
+
+
+def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
     """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
     planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
     split = FUNCTIONS[type(recipe.function)](recipe.function, network)

@@ -76,7 +76,7 @@ def compress_lossless(
     done, names = itertools.count(1), [name for name in checkpoint.entries if name not in checkpoint.aliases]
 
     def packed(name: str) -> Entry:
-        found = _entry(checkpoint, name, beside)
+        found = exact_entry(checkpoint, name, beside)
         progress("compress", next(done), len(names))
         return found
 
@@ -128,7 +128,7 @@ def bits_of(tensor: torch.Tensor) -> Array:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(tensor.numel(), tensor.itemsize)
 
 
-def _entry(checkpoint: Checkpoint, name: str, beside: BaseModel | None) -> Entry:
+def exact_entry(checkpoint: Checkpoint, name: str, beside: BaseModel | None) -> Entry:
     """The shortest record of a tensor, and a base record before it where it needs one."""
     shape, dtype, _ = checkpoint.entries[name]
     tensor = checkpoint.tensor(name)

@@ -10,10 +10,17 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from trueaxis.container import Container, is_compressed
 from trueaxis.header import HASH_BYTES, TensorInfo
+from trueaxis.runtime.members import root_above
 from trueaxis.types import Array, FormatError, TrueaxisError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def find_base(container: Container, given: str | Path | None) -> Path:
@@ -21,7 +28,8 @@ def find_base(container: Container, given: str | Path | None) -> Path:
 
     Args:
         container: What goes beside it.
-        given: Where the user says it is; by default it lies next to the compressed directory, by its name.
+        given: Where the user says it is; by default it lies, by its name, in the root of the family that the compressed
+            directory is a member of, or next to it.
 
     Raises:
         TrueaxisError: There is no such directory.
@@ -29,7 +37,7 @@ def find_base(container: Container, given: str | Path | None) -> Path:
     name = container.header.get("base")
     if given is None and name is None:
         raise FormatError(f"{container.path}: tensors go beside a base that the header does not name; it is damaged")
-    path = Path(given) if given is not None else container.path.absolute().parent / str(name)
+    path = Path(given) if given is not None else root_above(container.path) / str(name)
     if not path.is_dir():
         raise TrueaxisError(
             f"{container.path}: was compressed beside the base {name!r}, and {path} is no directory; give the base's "
@@ -70,11 +78,22 @@ class BaseModel:
         """Whether it holds a tensor of this name, shape and dtype."""
         return self._kinds.get(name) == (shape, dtype)
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor that it has, in its own dtype."""
+        return self._read(name)
+
     def bits(self, name: str) -> Array:
         """uint8 [bytes] of a tensor that it has."""
         import torch
 
         return self._read(name).contiguous().reshape(-1).view(torch.uint8).numpy()
+
+    def difference(self, other: BaseModel) -> str | None:
+        """Name of a tensor in which two differ, or None."""
+        for name in {**self._kinds, **other._kinds}:
+            if self._kinds.get(name) != other._kinds.get(name) or not np.array_equal(self.bits(name), other.bits(name)):
+                return name
+        return None
 
     def entries(self, info: TensorInfo, expected: bytes) -> Array:
         """The bits of a tensor's counterpart.

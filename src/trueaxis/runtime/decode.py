@@ -126,15 +126,19 @@ class Decoder:
         parts = matrices(info, records)
         if not parts:
             return _cast(self._planes(info, records, own), dtype)
+        base = self.base.entries(info, records[0].payload) if records[0].type == RecordType.BASE else None
+        exact = torch.float32 if base is not None else dtype or own
         if parts[0].source is not None:
             value = self._product(info, parts, parts[0].source)
         elif len(info.shape) == 2:
-            value = self._matrix(info, parts, 0, dtype or own)
+            value = self._matrix(info, parts, 0, exact)
         else:
-            value = torch.empty(info.shape, dtype=dtype or own)
+            value = torch.empty(info.shape, dtype=exact)
             firsts = [index for index, part in enumerate(parts) if part.factor != "right"]
             for index, first in enumerate(firsts):
-                value[index] = self._matrix(info, parts, first, dtype or own)
+                value[index] = self._matrix(info, parts, first, exact)
+        if base is not None:
+            value = value + torch.from_numpy(base).view(own).reshape(info.shape).float()
         _check_finite(info.name, value)
         return value.to(dtype or own)
 

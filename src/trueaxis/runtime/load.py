@@ -12,6 +12,7 @@ from trueaxis.container import CONFIG
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
@@ -25,13 +26,19 @@ SHARD_BYTES = 5 * 10**9
 GENERATION = "generation_config.json"
 
 
-def load(path: str | Path, dtype: torch.dtype | None = None, base: str | Path | None = None) -> PreTrainedModel:
+def load(
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
+    member: str | None = None,
+) -> PreTrainedModel:
     """An ordinary transformers model with dense weights.
 
     Args:
         path: Directory written by `trueaxis.compress`.
         dtype: Of the weights; by default what config.json says, as transformers does it.
         base: Directory of the base, where the file goes beside one and it does not lie next to `path`.
+        member: Which one, where `path` is the root of a family.
 
     Returns:
         The model, in evaluation mode, with its generation settings; `trueaxis.hf` gives the same one.
@@ -42,6 +49,7 @@ def load(path: str | Path, dtype: torch.dtype | None = None, base: str | Path | 
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
+    path = member_path(path, member)
     decoder = Decoder(path, base=base)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
@@ -111,7 +119,7 @@ def verify(path: str | Path, base: str | Path | None = None) -> dict[str, Any]:
     """Checks every byte: checksums, hashes, and that every tensor decodes to finite numbers in its own dtype.
 
     Args:
-        path: Directory written by `trueaxis.compress`.
+        path: Directory written by `trueaxis.compress`, or the root of a family, all parts of which are checked.
         base: As for `load`.
 
     Returns:
@@ -120,6 +128,10 @@ def verify(path: str | Path, base: str | Path | None = None) -> dict[str, Any]:
     Raises:
         FormatError: The first thing wrong, by tensor or file.
     """
+    if is_family(path):
+        parts = [Path(path) / BASE, *(Path(path) / MEMBERS / name for name in family_members(path))]
+        found = [verify(part, base if number else None) for number, part in enumerate(parts)]
+        return {key: sum(one[key] for one in found) for key in found[0]}
     decoder = Decoder(path, base=base)
     check_bytes(decoder)
     ordered_map(lambda name: decoder.tensor(name).numel(), decoder.names(), default_threads())
@@ -144,6 +156,7 @@ def unpack(
     *,
     overwrite: bool = False,
     base: str | Path | None = None,
+    member: str | None = None,
 ) -> Path:
     """Writes an ordinary checkpoint that needs no trueaxis.
 
@@ -152,7 +165,7 @@ def unpack(
         out: Directory to create.
         dtype: "float32", "float16" or "bfloat16"; by default that of the original.
         overwrite: Replace `out` if it exists.
-        base: As for `load`.
+        base, member: As for `load`.
 
     Raises:
         FormatError: `path` is damaged.
@@ -163,6 +176,7 @@ def unpack(
     if dtype is not None and dtype not in DTYPES:
         raise TrueaxisError(f"dtype {dtype!r} is not one of: {', '.join(DTYPES)}")
     check_free(Path(out), overwrite, [path, *([base] if base else [])])
+    path = member_path(path, member)
     decoder = Decoder(path, base=base)
     wanted = getattr(torch, dtype) if dtype else None
     with staged_directory(Path(out), overwrite) as staging:

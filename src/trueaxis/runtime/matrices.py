@@ -1,6 +1,6 @@
 """The records of one tensor: which matrices it is made of.
 
-    tensor = base? planes | alias | matrix | (slice matrix)+ | alias matrix
+    tensor = base? planes | alias | base? matrix | base? (slice matrix)+ | alias matrix
     matrix = transpose? transform* (residual | function residual residual)
 
 Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
@@ -91,13 +91,11 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     Raises:
         FormatError: The records are out of order, or do not fit the tensor's shape.
     """
-    kinds = [record.type for record in records]
-    if kinds in ([RecordType.PLANES], [RecordType.BASE, RecordType.PLANES], [RecordType.ALIAS]):
+    records = _beyond_base(info, records)
+    if len(records) == 1 and records[0].type in (RecordType.PLANES, RecordType.ALIAS):
         return []
     if info.dtype not in DTYPES:
-        raise FormatError(
-            f"{info.name}: a tensor of dtype {info.dtype} is kept bit for bit or tied; the file is damaged"
-        )
+        raise FormatError(f"{info.name}: expected an exact or tied tensor of {info.dtype}, found others; it is damaged")
     if (source := alias_name(records)) is not None:
         return [_factor(info, source, records[1:])]
     found: list[Matrix] = []
@@ -120,6 +118,15 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     if not found or not turns.is_new or done != (info.shape[0] if slices else 1):
         raise FormatError(f"{info.name}: {done} matrices do not make a tensor {list(info.shape)}")
     return found
+
+
+def _beyond_base(info: TensorInfo, records: Sequence[Record]) -> Sequence[Record]:
+    """What comes after a base record, if there is one."""
+    if not records or records[0].type != RecordType.BASE:
+        return records
+    if [record.type for record in records[1:2]] in ([], [RecordType.ALIAS]):
+        raise FormatError(f"{info.name}: record type {RecordType.BASE} is out of place; the file is damaged or newer")
+    return records[1:]
 
 
 def _factor(info: TensorInfo, source: str, records: Sequence[Record]) -> Matrix:

@@ -1,0 +1,1 @@
+"""Families: fine-tunes of one checkpoint, each stored as what it adds to the base."""

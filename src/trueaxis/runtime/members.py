@@ -1,0 +1,70 @@
+"""Members: where the parts of a family lie.
+
+ROOT/family.json   list of members          ROOT/base           the base, bit for bit
+                                            ROOT/members/NAME   what a member adds to it
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from trueaxis.header import is_tensor_name
+from trueaxis.types import FormatError
+
+FAMILY, BASE, MEMBERS = "family.json", "base", "members"
+VERSION = 1
+DEPTH = 2  # directories between a member and the root of its family
+LIST_LIMIT = 1 << 20  # bytes of the list
+
+
+def is_family(path: str | Path) -> bool:
+    """Whether a directory is the root of a family."""
+    return (Path(path) / FAMILY).is_file()
+
+
+def root_above(path: Path) -> Path:
+    """The root of the family that a directory belongs to, or else the directory that holds it."""
+    above = path.absolute().parents
+    return next((folder for folder in above[:DEPTH] if is_family(folder)), above[0])
+
+
+def family_members(root: str | Path) -> list[str]:
+    """Names of the members of a family, in the order they came.
+
+    Raises:
+        FormatError: There is no list, or it is damaged.
+    """
+    file = Path(root) / FAMILY
+    try:
+        if file.stat().st_size > LIST_LIMIT:
+            raise FormatError(f"{file}: larger than {LIST_LIMIT} bytes")
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{file}: not readable JSON: {error}") from error
+    names = found.get("members") if isinstance(found, dict) and found.get("version") == VERSION else None
+    if not isinstance(names, list) or not all(map(is_tensor_name, names)):
+        raise FormatError(f"{file}: is no list of members of version {VERSION}")
+    return names
+
+
+def write_members(root: Path, members: Sequence[str]) -> None:
+    """Replaces the list."""
+    fresh = root / f".{FAMILY}.partial"
+    fresh.write_text(json.dumps({"version": VERSION, "base": BASE, "members": list(members)}, indent=1) + "\n")
+    fresh.replace(root / FAMILY)
+
+
+def member_path(path: str | Path, member: str | None) -> Path:
+    """Directory of a member, or `path` itself where none is named.
+
+    Raises:
+        FormatError: There is no such member, or `path` is a family and none is named.
+    """
+    if member is None and not is_family(path):
+        return Path(path)
+    known = family_members(path)
+    if member not in known:
+        raise FormatError(f"{path}: is a family; expected one of its members {', '.join(known)[:300]}, found {member}")
+    return Path(path) / MEMBERS / str(member)
