@@ -28,7 +28,8 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
 from trueaxis.quantize.start import settled_tables
-from trueaxis.recipe import Feedback, Rans, Recipe, recipe
+from trueaxis.recipe import Recipe, recipe
+from trueaxis.stages import Feedback, Rans
 from trueaxis.types import Array, Metric, Weight
 
 PASSES = 6

@@ -17,8 +17,8 @@ from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
-from trueaxis.recipe import Feedback, Rans
 from trueaxis.runtime.decode import Decoder
+from trueaxis.stages import Feedback, Rans
 from trueaxis.types import Contexts, Metric, Quantized, Weight
 
 Matrices = list[tuple[Weight, Quantized]]

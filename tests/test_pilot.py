@@ -15,7 +15,7 @@ from trueaxis.pilot import Pilot, Trial, sample
 from trueaxis.progress import silent
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
-from trueaxis.recipe import EFFORTS, Feedback, Rans, WaterSic
+from trueaxis.stages import EFFORTS, Feedback, Rans, WaterSic
 from trueaxis.types import Aligned, Array, Metric, Quantized, Weight
 
 FEEDBACK = Feedback(rate_weight=0.0)

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueaxis.recipe import CHOICES, NAMED, RANGES, STAGES, Feedback, Gauge, Gptq, Rans, Recipe, recipe
+from trueaxis.recipe import NAMED, Recipe, recipe
+from trueaxis.stages import CHOICES, RANGES, STAGES, Feedback, Gauge, Gptq, Rans
 from trueaxis.types import TrueaxisError
 
 

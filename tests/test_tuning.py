@@ -13,8 +13,9 @@ from trueaxis.metric.calibrate import load_tokens
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import silent
-from trueaxis.recipe import Feedback, Gains, Recipe, recipe
+from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
+from trueaxis.stages import Feedback, Gains
 from trueaxis.types import CalibrationError
 
 TUNED = Recipe(tune=Gains(tokens=32_768), quantize=Feedback(effort="scalar"))

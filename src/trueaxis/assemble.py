@@ -21,11 +21,11 @@ from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, se
 from trueaxis.header import config_hash
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.parallel import ordered_map
-from trueaxis.recipe import Coder
 from trueaxis.record import VERSION, Record, RecordType
 from trueaxis.runtime.factors import factor_records
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
+from trueaxis.stages import Coder
 from trueaxis.types import Array, Quantized, Transform, Weight
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.outcome import Residuals, packed, unpacked
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
-from trueaxis.recipe import Coder, Effort
+from trueaxis.stages import Coder, Effort
 from trueaxis.types import Aligned, Metric, Quantized, Weight
 
 Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]

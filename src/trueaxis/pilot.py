@@ -22,7 +22,7 @@ from trueaxis.progress import Progress
 from trueaxis.quantize.budget import AIM, OCTAVE_BITS
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.outcome import Residuals
-from trueaxis.recipe import Coder
+from trueaxis.stages import Coder
 from trueaxis.types import Array, Quantized
 
 ENOUGH_WEIGHTS = 1 << 23  # to know a model's tables and its size to 0.1 %

@@ -42,9 +42,10 @@ from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
 from trueaxis.quantize.plan import Factor, Planner, reference_for
-from trueaxis.recipe import EFFORTS, Gauge, Identity, Learned, NoTuning, Recipe
+from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
+from trueaxis.stages import EFFORTS, Gauge, Identity, Learned, NoTuning
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
 from trueaxis.types import Aligned, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight

@@ -29,9 +29,9 @@ from trueaxis.passes import Job, Write
 from trueaxis.progress import Progress
 from trueaxis.quantize.grid import OCTAVE
 from trueaxis.quantize.plan import Plan
-from trueaxis.recipe import Gains, NoTuning
 from trueaxis.runtime.load import load
 from trueaxis.runtime.transforms import undone
+from trueaxis.stages import Gains, NoTuning
 from trueaxis.types import Array, Quantized, TrueaxisError
 
 BATCH_TOKENS = 1024

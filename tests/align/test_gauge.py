@@ -18,8 +18,9 @@ from trueaxis.metric.calibrate import calibrate
 from trueaxis.metric.metric import distance
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
-from trueaxis.recipe import Gauge, Recipe, recipe
+from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
+from trueaxis.stages import Gauge
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,9 @@ from trueaxis.metric.metric import distance
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import FAMILIES
 from trueaxis.model.graph import trace
-from trueaxis.recipe import Gauge, Recipe
+from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
+from trueaxis.stages import Gauge
 from trueaxis.types import Metric
 
 NORMED, UNKNOWN = "queries and keys are normalized", "no attention whose heads are known"

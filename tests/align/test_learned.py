@@ -27,7 +27,8 @@ from trueaxis.model.graph import trace
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
 from trueaxis.quantize.start import settled_tables
-from trueaxis.recipe import Feedback, Learned, recipe
+from trueaxis.recipe import recipe
+from trueaxis.stages import Feedback, Learned
 from trueaxis.types import CalibrationError, Metric, Weight
 
 SPOILT = Learned("hadamard", "hadamard", "best", "off")

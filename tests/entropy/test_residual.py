@@ -25,7 +25,7 @@ from trueaxis.entropy.stream import (
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.grid import steps
 from trueaxis.quantize.plan import Planner
-from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
+from trueaxis.stages import Feedback, Gptq, GptqUniform, RoundToNearest
 from trueaxis.types import Array, FormatError, Metric, Quantized, Weight
 
 SHAPES = [(1, 1), (1, 2), (1, 97), (89, 1), (2, 1), (7, 11), (31, 33), (64, 65), (13, 101), (101, 13), (5, 200)]

@@ -20,7 +20,7 @@ from trueaxis.metric.sensitivity import measure_sensitivities
 from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
-from trueaxis.recipe import Fisher
+from trueaxis.stages import Fisher
 from trueaxis.types import Array, Weight
 
 Measured = tuple[Checkpoint, Array, Gradients]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from trueaxis.quantize.budget import ENOUGH, LEARNING_PASSES, PASSES, finest_c, first_c, search
 from trueaxis.quantize.plan import Planner
-from trueaxis.recipe import Feedback, RoundToNearest
+from trueaxis.stages import Feedback, RoundToNearest
 from trueaxis.types import Metric, TargetError, TrueaxisError, Weight
 
 WEIGHTS = 1_000_000

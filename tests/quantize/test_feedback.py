@@ -15,7 +15,7 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.feedback import BLOCK, grid_at, quantize
 from trueaxis.quantize.grid import column_groups, steps
 from trueaxis.quantize.plan import Plan, Planner, row_scale_codes, shift_for
-from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
+from trueaxis.stages import Feedback, Gptq, GptqUniform, RoundToNearest
 from trueaxis.types import Array, Metric, Weight
 from twins import quantizers, viterbi
 

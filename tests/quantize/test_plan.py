@@ -9,7 +9,7 @@ import pytest
 
 from trueaxis.quantize import plan as plan_module
 from trueaxis.quantize.plan import Plan, Planner, effective_moment, row_scale_codes, tempered
-from trueaxis.recipe import Feedback, Gptq, GptqUniform, RoundToNearest
+from trueaxis.stages import Feedback, Gptq, GptqUniform, RoundToNearest
 from trueaxis.types import Array, Metric, Weight
 
 BASELINES = [RoundToNearest(), Gptq(group=8), GptqUniform()]

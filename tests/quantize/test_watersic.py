@@ -17,8 +17,9 @@ from trueaxis.quantize.grid import steps
 from trueaxis.quantize.outcome import Outcome
 from trueaxis.quantize.plan import Plan, Planner
 from trueaxis.quantize.rescale import gain_code, rescaled
-from trueaxis.recipe import Feedback, Quantizer, RansPooled, Recipe, WaterSic, WaterSicCore, recipe
+from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
+from trueaxis.stages import Feedback, Quantizer, RansPooled, WaterSic, WaterSicCore
 from trueaxis.types import Array, Metric, TrueaxisError, Weight
 
 ROWS, COLUMNS = 48, 80

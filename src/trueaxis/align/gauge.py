@@ -22,7 +22,7 @@ from trueaxis.metric.sensitivity import Output, Reference
 from trueaxis.model.architecture import locate, parameter
 from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
-from trueaxis.recipe import Gauge, Identity
+from trueaxis.stages import Gauge, Identity
 
 LARGEST_KL_NATS = 1e-6
 CHECK_TOKENS = (4, 64)  # sequences, length

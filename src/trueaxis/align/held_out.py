@@ -27,7 +27,7 @@ from trueaxis.metric.statistics import Statistics, without
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
 from trueaxis.quantize.start import settled_tables
-from trueaxis.recipe import Feedback
+from trueaxis.stages import Feedback
 from trueaxis.types import Array
 
 SHARE = 4  # one of so many sequences is held out

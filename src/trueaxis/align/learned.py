@@ -24,7 +24,7 @@ from trueaxis.align.network import Alignment, Network
 from trueaxis.align.part import Turn
 from trueaxis.align.straight import StraightThrough
 from trueaxis.align.trial import Tried, pieces_of, summed, tried
-from trueaxis.recipe import Learned
+from trueaxis.stages import Learned
 from trueaxis.types import Array, Learning, Space
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from trueaxis.align.maps import Map, moment
 from trueaxis.align.network import Change
 from trueaxis.metric.metric import embedding_key, head_key
 from trueaxis.metric.statistics import Statistics
-from trueaxis.recipe import Fisher, Layerwise
+from trueaxis.stages import Fisher, Layerwise
 from trueaxis.types import Array, Metric, Weight
 
 ISOTROPIC = 0.05  # share of every metric of outputs that is the identity: where gradients are flattest they promise

@@ -16,7 +16,7 @@ from trueaxis.align.network import Alignment, Network
 from trueaxis.align.part import Site, Turn
 from trueaxis.align.proxy import Relaxed, Visit, relaxed, visit
 from trueaxis.quantize.plan import effective_moment, row_importance, tempered
-from trueaxis.recipe import Feedback
+from trueaxis.stages import Feedback
 from trueaxis.types import Weight
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Planner
-from trueaxis.recipe import Feedback
+from trueaxis.stages import Feedback
 from trueaxis.types import Array, Metric, Weight
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from trueaxis.entropy.model import CLASSES
-from trueaxis.recipe import Rans, RansPooled
+from trueaxis.stages import Rans, RansPooled
 from trueaxis.types import Contexts, Quantized, Weight
 
 POOLED_CLASSES = 8

@@ -28,10 +28,11 @@ from trueaxis.model.graph import trace
 from trueaxis.parallel import default_threads, one_thread
 from trueaxis.preparation import Prepared, facts_of, jobs_of
 from trueaxis.progress import Progress, silent
-from trueaxis.recipe import Identity, NoTuning, Recipe
+from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.base_model import BaseModel, fingerprint
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, write_members
+from trueaxis.stages import Identity, NoTuning
 from trueaxis.staging import check_free
 from trueaxis.types import Aligned, CompressionReport, TrueaxisError
 

@@ -21,8 +21,8 @@ from trueaxis.align.basis import DAMPING, ERRORS, SLOPE, STEP_ENERGY
 from trueaxis.align.network import LARGEST_OCTAVES, Network
 from trueaxis.function.none import no_function
 from trueaxis.metric.metric import damped_cholesky
-from trueaxis.recipe import LowRank, NoFunction
 from trueaxis.runtime.factors import smallest_rank
+from trueaxis.stages import LowRank, NoFunction
 from trueaxis.types import Aligned, Array, Coded, Metric, Weight
 
 HALVINGS = 50

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trueaxis.align.network import Network
-from trueaxis.recipe import NoFunction
+from trueaxis.stages import NoFunction
 from trueaxis.types import Aligned, Coded, Weight
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from trueaxis.entropy.model import CODES_PER_OCTAVE
 from trueaxis.metric.metric import damped_cholesky
 from trueaxis.quantize.grid import OCTAVE
-from trueaxis.recipe import EFFORTS, Feedback, Gptq, GptqUniform, Quantizer, RoundToNearest, WaterSic, WaterSicCore
+from trueaxis.stages import EFFORTS, Feedback, Gptq, GptqUniform, Quantizer, RoundToNearest, WaterSic, WaterSicCore
 from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
