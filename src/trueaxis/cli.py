@@ -101,7 +101,7 @@ def _compress_family(options: argparse.Namespace) -> Result:
     with _progress_bar() as progress:
         found = trueaxis.compress_family(
             options.base, options.members, options.out, bits_delta=options.bits_delta, calibration=options.calibration,
-            recipe=_recipe(options), seed=options.seed, threads=options.threads, device=options.device,
+            recipe=options.recipe, seed=options.seed, threads=options.threads, device=options.device,
             progress=progress,
         )  # fmt: skip
     lines = [] if found.base is None else [f"{options.out}: base of {found.base.file_bytes:,} bytes, every bit of it"]

@@ -84,7 +84,7 @@ def compress_family(
     if not isinstance(chosen.align, Identity):
         raise TrueaxisError("a family keeps the checkpoint's own axes: give a recipe whose align stage is 'identity'")
     if not isinstance(chosen.tune, NoTuning):
-        raise TrueaxisError("members of a family are not tuned: leave out --tune, or give a recipe that does not tune")
+        raise TrueaxisError("members of a family are not tuned: give a recipe that does not tune")
     if not bits_delta > 0:
         raise TrueaxisError(f"bits_delta: expected a positive number, found {bits_delta}")
     report = None
