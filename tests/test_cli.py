@@ -155,6 +155,15 @@ def test_wrong_usage_exits_2(arguments: list[str], capsys: pytest.CaptureFixture
     assert "usage: trueaxis" in capsys.readouterr().err
 
 
+def test_nobody_reads_to_the_end(compressed: Path) -> None:
+    command = [sys.executable, "-m", "trueaxis.cli", "inspect", str(compressed), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
 def test_interruption_exits_130(
     compressed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

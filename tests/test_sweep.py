@@ -73,6 +73,7 @@ def test_bad_input_is_refused_before_the_work(
     refuse(TrueaxisError, "bits: expected positive numbers", bits=[])
     refuse(TrueaxisError, "bits: expected positive numbers", bits=[3.0, -1.0])
     refuse(TrueaxisError, r"plots are drawn as \.png or \.svg", plot=tmp_path / "plot.gif")
+    refuse(TrueaxisError, r"plot.png: .* is no directory", plot=tmp_path / "absent" / "plot.png")
     refuse(CalibrationError, "of the evaluation text was calibrated on", evaluation=[tokens])
     (tmp_path / "5bits").mkdir()
     (tmp_path / "5bits" / "mine").touch()

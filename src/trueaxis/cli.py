@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,12 +16,18 @@ from trueaxis.types import TrueaxisError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 on success, 1 on bad input or a damaged file, 2 on wrong usage, 130 when interrupted."""
+    """Runs one command; 0 on success, 1 on bad input or a damaged file, 2 on wrong usage, 130 when interrupted,
+    141 when nobody reads what it prints."""
     try:
-        return _finish(build_parser().parse_args(arguments))
+        code = _finish(build_parser().parse_args(arguments))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("trueaxis: interrupted; nothing was written", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
 
 
 def _finish(options: argparse.Namespace) -> int:
@@ -77,8 +84,8 @@ def _recipe(options: argparse.Namespace) -> Any:
 def _compress_lossless(options: argparse.Namespace) -> Result:
     import trueaxis
 
-    if options.resume:
-        raise TrueaxisError("--lossless has nothing to resume: leave out --resume")
+    if options.resume or options.tune:
+        raise TrueaxisError("--lossless has nothing to resume and nothing to tune: leave out --resume and --tune")
     if options.calibration or options.evaluation or options.statistics:
         raise TrueaxisError("--lossless needs no text: leave out --calibration, --evaluation and --statistics")
     with _progress_bar() as progress:

@@ -29,10 +29,12 @@ def check_plot(file: str | Path) -> None:
     """Refuses a file that cannot be drawn, before the work that leads to it.
 
     Raises:
-        TrueaxisError: matplotlib is missing, or the name ends in no format that is drawn.
+        TrueaxisError: matplotlib is missing, the name ends in no format that is drawn, or its directory is missing.
     """
     if Path(file).suffix.lower() not in FORMATS:
         raise TrueaxisError(f"{file}: plots are drawn as {' or '.join(FORMATS)}; give such a name")
+    if not Path(file).parent.is_dir():
+        raise TrueaxisError(f"{file}: {Path(file).parent} is no directory; make it first")
     if find_spec("matplotlib") is None:
         raise TrueaxisError(f"{file}: plots need matplotlib; install it with: pip install 'trueaxis[all]'")
 
@@ -88,9 +90,12 @@ def draw_inspection(found: Mapping[str, Any], file: str | Path) -> None:
 
     if found["report"] is None:
         raise TrueaxisError(f"{file}: bits per tensor come from OUT/trueaxis.json, which is missing or of another file")
+    curves = by_depth(restored(CompressionReport, found["report"]).tensors, lambda row: row.bits_per_weight)
+    if not curves:
+        raise TrueaxisError(f"{file}: no tensor of a block was quantized, so there is nothing to draw over depth")
     figure = Figure(figsize=(7, 6), dpi=150, layout="constrained")
     depth, spent = figure.subplots(2, height_ratios=(3, 1))
-    for curve in by_depth(restored(CompressionReport, found["report"]).tensors, lambda row: row.bits_per_weight):
+    for curve in curves:
         depth.plot(curve.blocks, curve.values, marker="o", markersize=4, label=curve.kind)
     depth.set_xlabel("block")
     depth.set_ylabel("bits per weight")

@@ -35,7 +35,7 @@ def restored(kind: Any, value: Any, where: str = "") -> Any:
         return restore(kind, value, where)
     if kind is Any or (value is None and kind is type(None)):
         return value
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 1 << 1023:
         return float(value)
     if type(value) is kind:
         return value

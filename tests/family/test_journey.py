@@ -18,6 +18,7 @@ from forge import dismantle, forge
 from trueaxis.cli import main
 from trueaxis.recipe import tuned
 from trueaxis.record import Record, RecordType
+from trueaxis.report.facts import read_facts
 from trueaxis.runtime.decode import Decoder
 from trueaxis.types import CheckpointError, FormatError, TrueaxisError
 
@@ -173,6 +174,8 @@ def test_wrong_uses_are_told(family: Path, tokens: Path, tmp_path: Path) -> None
         trueaxis.load(family / "out", member="two")
     with pytest.raises(FormatError, match="root of a family; give a member"):
         Decoder(family / "out")
+    with pytest.raises(TrueaxisError, match="root of a family; give its base or one of its members"):
+        read_facts(family / "out")
     with pytest.raises(TrueaxisError, match="align stage is 'identity'"):
         trueaxis.compress_family(family / "base", [family / "one"], tmp_path / "x", bits_delta=2, recipe="gauge")
     with pytest.raises(TrueaxisError, match="bits_delta: expected a positive number"):

@@ -39,6 +39,11 @@ def gaussian(rows: int, columns: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal((rows, columns)).astype("<f4")
 
 
+def test_noise_is_kept_as_it_is() -> None:
+    noise = np.random.default_rng(3).integers(0, 256, 8 * 200 * 200, np.uint8).view("<f8").reshape(200, 200)
+    assert len(round_trip(noise, "F64")) < 1.001 * noise.nbytes
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_every_pattern_of_sixteen_bits(dtype: str, instruction_set: str) -> None:
     """NaN payloads, both zeros, denormals and infinities among them."""

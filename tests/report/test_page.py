@@ -14,6 +14,7 @@ import pytest
 import trueaxis
 from families import CASES, build, save_tokens
 from trueaxis.cli import main
+from trueaxis.plot import draw_inspection
 from trueaxis.report import page as pages
 from trueaxis.report.facts import read_facts
 from trueaxis.report.figure import digits, finite
@@ -186,6 +187,8 @@ def test_a_lossless_file_has_its_page(tiny_llama: Path, tmp_path: Path) -> None:
     original = sum(file.stat().st_size for file in tiny_llama.glob("*.safetensors"))
     assert 0 <= original - read_facts(tmp_path / "out").original_bytes < 4096
     assert "lossless" in found.text["headline"]
+    with pytest.raises(TrueaxisError, match="nothing to draw over depth"):
+        draw_inspection(trueaxis.inspect(tmp_path / "out"), tmp_path / "depth.png")
 
 
 def test_experts_in_one_tensor_have_their_page(tmp_path: Path) -> None:

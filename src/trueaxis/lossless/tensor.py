@@ -74,8 +74,8 @@ def pack_tensor(entries: Array, shape: Sequence[int], dtype: str, base: Array | 
 def _own_ways(bits: Array, layout: Layout, floats: bool) -> Iterator[Way]:
     """Ways without the base."""
     words, rows = words_of(bits, Residue.OWN), _sample(bits)
+    yield _way(words[rows], (BYTE,) * bits.itemsize, len(bits), None, None, Residue.OWN, 0)
     if not floats:
-        yield _way(words[rows], (BYTE,) * bits.itemsize, len(bits), None, None, Residue.OWN, 0)
         return
     choices: list[tuple[Contexts, Array | None, int]] = [(None, None, 0)]
     if min(bits.shape) > 1:

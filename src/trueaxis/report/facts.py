@@ -96,6 +96,8 @@ def read_facts(
         TrueaxisError: A file is not what was asked for, or is about another model.
     """
     found = inspect(out)
+    if "report" not in found:
+        raise TrueaxisError(f"{out}: is the root of a family; give its base or one of its members")
     facts = Facts(
         Path(out), found,
         None if analysis is None else _read_analysis(analysis),

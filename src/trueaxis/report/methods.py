@@ -44,12 +44,18 @@ def rate_distortion(facts: Facts) -> Figure:
         plots=(Plot(
             "Curves of KL over bits per parameter, one for every method, as in the table below", _traces(facts, found),
             {"xaxis": {"title": {"text": "bits per parameter, every byte counted"}},
-             "yaxis": {"title": {"text": "KL, nats per token"}, "type": "log", "dtick": 1, "exponentformat": "power",
-                       "minor": {"showgrid": True}}},
+             "yaxis": {"title": {"text": "KL, nats per token"}, "type": "log", "exponentformat": "power",
+                       "minor": {"showgrid": True}, **_ticks(found)}},
             height=520,
         ),),
         tables=(_all_rows(found), *_absent(found)),
     )  # fmt: skip
+
+
+def _ticks(found: Found) -> dict[str, int]:
+    """Powers of ten where there are several; within a decade or two the numbers that suit."""
+    known = [row.kl_nats for rows in curves(found).values() for row in rows if row.kl_nats >= LEAST]
+    return {"dtick": 1} if known and max(known) > 100 * min(known) else {}
 
 
 def _absent(found: Found) -> list[Table]:
