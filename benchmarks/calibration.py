@@ -15,10 +15,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from model_level import ratio
+from model_level import scored, spread, told
 
 import trueaxis
-from trueaxis.evaluation import load, load_model, score_sequences
+from trueaxis.evaluation import load_model
 from trueaxis.metric.calibrate import load_tokens
 from trueaxis.model.checkpoint import Checkpoint
 
@@ -35,8 +35,7 @@ def main() -> None:
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     text = load_tokens(options.calibration)
-    held_out = load_tokens(options.evaluation).astype(np.int64)
-    held_out = held_out[:: max(1, len(held_out) // options.sequences)][: options.sequences]
+    held_out = spread(load_tokens(options.evaluation), options.sequences)
     original = load_model(Checkpoint.open(options.model))
     with tempfile.TemporaryDirectory() as work:
         sources: dict[str, list[Path]] = {}
@@ -53,15 +52,11 @@ def main() -> None:
                     options.model, f"{work}/out", bits=bits, calibration=files, overwrite=True,
                     statistics=f"{work}/{name}" if files else None,
                 )  # fmt: skip
-                scores = score_sequences(load(f"{work}/out").float(), original, held_out)
-                assert scores.kl_nats is not None
-                found = scores.kl_nats / scores.predicted
+                found, _ = scored(f"{work}/out", original, held_out)
                 base = found if base is None else base
-                value, low, high = ratio(base, found)
                 print(
                     f"{name:16} {report.calibration['tokens']:8,} read {report.file_bytes:11,} bytes  "
-                    f"{report.bits_per_param:.4f} bits  KL {found.mean():.5f} "
-                    f"ratio {value:.3f} ({low:.3f} to {high:.3f})",
+                    f"{report.bits_per_param:.4f} bits  {told(base, found)}",
                     flush=True,
                 )
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,25 @@ def ratio(first: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
     return float(other.mean() / first.mean()), float(low), float(high)
 
 
+def spread(tokens: np.ndarray, sequences: int) -> np.ndarray:
+    """So many sequences, spread evenly over the text."""
+    return tokens[:: max(1, len(tokens) // sequences)][:sequences].astype(np.int64)
+
+
+def scored(out: str, original: Any, tokens: np.ndarray) -> tuple[np.ndarray, float]:
+    """KL in nats per token of every sequence, and perplexity, of compressed files."""
+    scores = score_sequences(load(out).float(), original, tokens)
+    assert scores.kl_nats is not None
+    perplexity = np.exp(scores.nats.sum() / scores.predicted / len(tokens))
+    return scores.kl_nats / scores.predicted, float(perplexity)
+
+
+def told(first: np.ndarray, found: np.ndarray) -> str:
+    """KL, and its ratio to that of the first files."""
+    value, low, high = ratio(first, found)
+    return f"KL {found.mean():.5f} ratio {value:.3f} ({low:.3f} to {high:.3f})"
+
+
 def main() -> None:
     """Prints the machine, the command and a line per run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -41,8 +61,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=64)
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
-    tokens = load_tokens(options.evaluation).astype(np.int64)
-    tokens = tokens[:: max(1, len(tokens) // options.sequences)][: options.sequences]
+    tokens = spread(load_tokens(options.evaluation), options.sequences)
     original = load_model(Checkpoint.open(options.model))
     with tempfile.TemporaryDirectory() as work:
         for bits in options.bits:
@@ -54,15 +73,11 @@ def main() -> None:
                     statistics=f"{work}/statistics", overwrite=True,
                 )  # fmt: skip
                 seconds = time.perf_counter() - started
-                scores = score_sequences(load(f"{work}/out").float(), original, tokens)
-                assert scores.kl_nats is not None
-                found = scores.kl_nats / scores.predicted
+                found, perplexity = scored(f"{work}/out", original, tokens)
                 base = found if base is None else base
-                value, low, high = ratio(base, found)
                 print(
-                    f"{name:10} {report.file_bytes:11,} bytes  {report.bits_per_param:.4f} bits  KL {found.mean():.5f} "
-                    f"ratio {value:.3f} ({low:.3f} to {high:.3f})  perplexity "
-                    f"{np.exp(scores.nats.sum() / scores.predicted / len(tokens)):.4f}  {seconds:.0f} s",
+                    f"{name:10} {report.file_bytes:11,} bytes  {report.bits_per_param:.4f} bits  {told(base, found)}  "
+                    f"perplexity {perplexity:.4f}  {seconds:.0f} s",
                     flush=True,
                 )
 

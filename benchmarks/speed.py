@@ -78,15 +78,15 @@ def measure_compression(
     model: Path, out: Path, statistics: Path, bits: float, recipe: str, threads: int, profile: bool
 ) -> None:
     """One compression, its stages timed at their progress marks."""
-    marks: list[tuple[str, float]] = [("open", time.perf_counter())]
-    passes: list[float] = []
+    first: dict[str, float] = {}
+    last: dict[str, float] = {}
+    passes = 0
 
     def mark(stage: str, done: int, _: int) -> None:
-        now = time.perf_counter()
-        if stage == "search":
-            passes.append(now)
-        if marks[-1][0] != stage:
-            marks.append((stage, now))
+        nonlocal passes
+        last[stage] = time.perf_counter()
+        first.setdefault(stage, last[stage])
+        passes += stage == "search"
 
     start, processor = time.perf_counter(), time.process_time()
     with ExitStack() as stack:
@@ -96,16 +96,16 @@ def measure_compression(
         )
     end, processor = time.perf_counter(), time.process_time() - processor
     weights = report.parameters
-    prepared = next((when for stage, when in marks if stage == "prepare"), start)
     print(f"{recipe:12} {weights:,} weights to {report.bits_per_param:.4f} bits in {end - start:.1f} s with {threads} "
           f"threads: {weights / (end - start):,.0f} weights/s; {processor:.1f} s of processor time")  # fmt: skip
-    first = passes[0] - (passes[1] - passes[0]) if len(passes) > 1 else prepared
-    for stage, seconds in (
-        ("open", prepared - start), ("prepare", first - prepared), (f"{len(passes)} passes", passes[-1] - first),
-        ("write, verify, report", end - passes[-1]),
-    ):  # fmt: skip
-        print(f"  {stage:24} {seconds:8.1f} s {weights / max(seconds, 1e-9):16,.0f} weights/s")
-    print(f"  per pass: {np.mean(np.diff([first, *passes])):.2f} s")
+    at, ends = start, (
+        ("open and align", first["prepare"]), ("prepare", last["prepare"]),
+        ("pilot", last.get("pilot", last["prepare"])), (f"{passes} passes", last["search"]),
+        ("write, verify, report", end),
+    )  # fmt: skip
+    for stage, until in ends:
+        print(f"  {stage:24} {until - at:8.1f} s")
+        at = until
     if profiler:
         pstats.Stats(profiler).sort_stats("tottime").print_stats(15)
 

@@ -1,20 +1,60 @@
-"""Accounting: what each tensor cost and lost, measured on the written file."""
+"""Accounting: what each tensor cost and lost, measured on the written file, and the report that says so."""
 
 from __future__ import annotations
 
+import json
 import math
+import resource
+import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from trueaxis.assemble import Assembled
+from trueaxis.inspection import REPORT
 from trueaxis.metric.metric import distance, fold_norm, limit_bits, spectrum
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import ordered_map
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.transforms import decoded, undone
-from trueaxis.types import Aligned, Array, Metric, TensorReport, Weight
+from trueaxis.types import Aligned, Array, CompressionReport, Metric, TensorReport, Weight
 
 Member = tuple[Weight, Aligned, Metric]
+
+
+def leave_report(
+    files: Assembled, checkpoint: Checkpoint, directory: Path, begun: float, **told: Any
+) -> CompressionReport:
+    """The report of files, left beside them.
+
+    Args:
+        files: As they were written.
+        checkpoint: The original.
+        directory: Of the files.
+        begun: `time.perf_counter()` when the compression began.
+        told: What a report says beyond sizes, time and memory.
+    """
+    report = CompressionReport(
+        file_bytes=files.file_bytes,
+        header_bytes=files.header_bytes,
+        copied_bytes=sum(file.stat().st_size for file in checkpoint.files_to_copy()),
+        parameters=checkpoint.parameters,
+        bits_per_param=files.file_bytes * 8 / checkpoint.parameters,
+        seconds=time.perf_counter() - begun,
+        peak_memory_bytes=_peak_memory_bytes(),
+        **told,
+    )
+    (directory / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
+    return report
+
+
+def _peak_memory_bytes() -> int:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def tensor_reports(

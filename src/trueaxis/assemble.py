@@ -24,7 +24,7 @@ from trueaxis.parallel import ordered_map
 from trueaxis.record import VERSION, Record, RecordType
 from trueaxis.runtime.factors import factor_records
 from trueaxis.runtime.matrices import matrix_records
-from trueaxis.runtime.planes import pack_planes
+from trueaxis.runtime.planes import bits_of, pack_planes
 from trueaxis.stages import Coder
 from trueaxis.types import Array, Quantized, Transform, Weight
 
@@ -57,11 +57,8 @@ class Assembled:
 
 def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:
     """A tensor stored bit for bit."""
-    import torch
-
     check_finite(weight.name, tensor)
-    entries = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(tensor.numel(), tensor.itemsize)
-    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, pack_planes(entries)),))
+    return Entry(weight.name, weight.shape, weight.dtype, (Record(RecordType.PLANES, pack_planes(bits_of(tensor))),))
 
 
 def alias_entries(checkpoint: Checkpoint, left_out: Container[str] = ()) -> list[Entry]:
@@ -127,8 +124,8 @@ def assemble(
         found = matrix_records(payload, weight.slice, weight.transposed, steps, source)
         records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
     originals = {name: checkpoint.entries[sources.get(name, name)] for name in records}
-    for name, found in records.items():
-        found[:0] = [Record(RecordType.BASE, (bases or {})[name])] if name in (bases or {}) else []
+    for name, fingerprint in (bases or {}).items():
+        records[name].insert(0, Record(RecordType.BASE, fingerprint))
     entries = [
         Entry(name, originals[name].shape, originals[name].dtype, tuple(found)) for name, found in records.items()
     ]

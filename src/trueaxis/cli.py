@@ -63,8 +63,7 @@ def _compress(options: argparse.Namespace) -> Result:
     result = asdict(report)
     worst = max(result["tensors"], key=lambda row: row["relative_distortion"])
     text = (
-        f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
-        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"{_sizes(options.out, report)}\n"
         f"calibrated on {report.calibration['tokens']:,} tokens ({report.calibration['source']})\n"
         f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
@@ -81,6 +80,13 @@ def _recipe(options: argparse.Namespace) -> Any:
     return tuned(options.recipe) if options.tune else options.recipe
 
 
+def _sizes(out: str, report: Any) -> str:
+    return (
+        f"{out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
+        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)"
+    )
+
+
 def _compress_lossless(options: argparse.Namespace) -> Result:
     import trueaxis
 
@@ -94,8 +100,7 @@ def _compress_lossless(options: argparse.Namespace) -> Result:
             progress=progress,
         )  # fmt: skip
     text = (
-        f"{options.out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
-        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)\n"
+        f"{_sizes(options.out, report)}\n"
         f"every bit of {len(report.tensors)} tensors decoded and compared\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
     )

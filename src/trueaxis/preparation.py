@@ -7,20 +7,16 @@ Prepared ─▶ quantize and entropy-code at a size ─▶ files in memory ─�
 from __future__ import annotations
 
 import itertools
-import json
-import resource
-import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from trueaxis.accounting import tensor_reports
+from trueaxis.accounting import leave_report, tensor_reports
 from trueaxis.align.gauge import gauge, identity
 from trueaxis.align.learned import learned
 from trueaxis.align.loss import LOSSES
@@ -45,12 +41,11 @@ from trueaxis.quantize.plan import Factor, Planner, reference_for
 from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
-from trueaxis.stages import EFFORTS, Gauge, Identity, Learned, NoTuning
+from trueaxis.stages import EFFORTS, Gauge, Identity, Learned
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
-from trueaxis.types import Aligned, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight
+from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight
 
-REPORT = "trueaxis.json"
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
 
 
@@ -131,9 +126,10 @@ class Prepared:
 
     def _tuned(self, found: Assembled, write: Write, target: int) -> Assembled:
         """Files after tuning, if they fit."""
-        if isinstance(self.recipe.tune, NoTuning):
-            return found
-        tokens = calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
+
+        def tokens() -> Array:
+            return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
+
         fixed = frozenset(self.sources.values())
         lessons = Lessons(self.checkpoint, tokens, fixed, self.seed, self.device, self.progress)
         tuned = TUNERS[type(self.recipe.tune)].tune(self.recipe.tune, lessons, self.jobs, found, write)
@@ -169,26 +165,13 @@ class Prepared:
             matrices = list(dict.fromkeys((job.weight, job.aligned, job.metric) for job in self.jobs))
             # decodes every tensor
             rows = tensor_reports(decoder, self.checkpoint, matrices, files.tensor_bytes, self.threads)
-            report = CompressionReport(
-                file_bytes=files.file_bytes,
-                header_bytes=files.header_bytes,
-                copied_bytes=sum(file.stat().st_size for file in self.checkpoint.files_to_copy()),
-                parameters=self.checkpoint.parameters,
-                bits_per_param=files.file_bytes * 8 / self.checkpoint.parameters,
-                seconds=time.perf_counter() - begun,
-                peak_memory_bytes=peak_memory_bytes(),
-                recipe=self.recipe.to_json(),
-                recipe_hash=self.recipe.hash,
-                calibration=self.header["calibration"],
-                tensors=rows,
-                notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
-                evaluation=evaluation,
-                spaces=self.alignment.spaces,
-                learning=self.alignment.learning,
+            return leave_report(
+                files, self.checkpoint, staging, begun,
+                recipe=self.recipe.to_json(), recipe_hash=self.recipe.hash, calibration=self.header["calibration"],
+                tensors=rows, notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
+                evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
                 inputs=dict(inputs or {}),
-            )
-            (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
-        return report
+            )  # fmt: skip
 
 
 @one_thread()
@@ -304,8 +287,3 @@ def _product_job(product: Product, network: Network, planner: Planner) -> Job:
     dtype, aligned = network.checkpoint.entries[product.source].dtype, product.aligned()
     weight = Weight(product.name, aligned.weight.shape, dtype, "head")
     return Job(weight, product.metric, aligned, planner.plan(weight, aligned.weight, aligned.metric), weight)
-
-
-def peak_memory_bytes() -> int:
-    """Most memory that this process has held so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

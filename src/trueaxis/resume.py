@@ -16,7 +16,8 @@ from trueaxis.inspection import REPORT
 from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal, begun, changes, file_digest, journal_folder
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.recipe import Recipe
-from trueaxis.types import CalibrationError, CompressionReport, Evaluation, Learning, Space, TensorReport, TrueaxisError
+from trueaxis.restored import restored
+from trueaxis.types import CalibrationError, CompressionReport, TrueaxisError
 
 
 def inputs_of(
@@ -70,7 +71,7 @@ def finished(out: Path, inputs: Mapping[str, Any], overwrite: bool) -> Compressi
     try:
         found = json.loads((out / REPORT).read_text(encoding="utf-8"))
         before = found["inputs"]
-        report = _report(found)
+        report = restored(CompressionReport, found)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if overwrite:
             return None
@@ -85,18 +86,6 @@ def finished(out: Path, inputs: Mapping[str, Any], overwrite: bool) -> Compressi
         )
     verify(out)
     return report
-
-
-def _report(found: dict[str, Any]) -> CompressionReport:
-    evaluation, learning = found["evaluation"], found["learning"]
-    nested = {
-        "tensors": tuple(TensorReport(**{**row, "shape": tuple(row["shape"])}) for row in found["tensors"]),
-        "notes": tuple(found["notes"]),
-        "evaluation": None if evaluation is None else Evaluation(**evaluation),
-        "spaces": tuple(Space(**space) for space in found["spaces"]),
-        "learning": None if learning is None else Learning(**learning),
-    }
-    return CompressionReport(**{**found, **nested})
 
 
 def _text_digest(file: str | Path) -> str:

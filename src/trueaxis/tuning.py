@@ -45,7 +45,7 @@ class Lessons:
 
     Attributes:
         checkpoint: The original.
-        tokens: Calibration text, integers [sequences, length].
+        tokens: Reads calibration text, integers [sequences, length].
         fixed: Names of matrices that keep their steps: those that another tensor of the model is a product of.
         seed: Of the order in which it is read.
         device: Torch device of both models.
@@ -53,7 +53,7 @@ class Lessons:
     """
 
     checkpoint: Checkpoint
-    tokens: Array
+    tokens: Callable[[], Array]
     fixed: frozenset[str]
     seed: int
     device: str
@@ -180,7 +180,7 @@ def _train(stage: Gains, lessons: Lessons, model: Any, columns: Sequence[_Column
 
 def _batches(stage: Gains, lessons: Lessons) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Batches to learn from and batches kept back, at most an eighth of the text."""
-    tokens = lessons.tokens
+    tokens = lessons.tokens()
     size = max(1, BATCH_TOKENS // tokens.shape[1])
     order = np.random.default_rng(lessons.seed).permutation(len(tokens))
     aside = min(len(order) // 8, KEPT_BATCHES * size)

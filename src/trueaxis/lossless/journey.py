@@ -7,30 +7,28 @@ checkpoint ─▶ every tensor to planes of bits (beside the base's where that i
 from __future__ import annotations
 
 import itertools
-import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from trueaxis.accounting import leave_report
 from trueaxis.assemble import alias_entries, finish, write_files
 from trueaxis.container import Entry
 from trueaxis.header import DTYPES, config_hash, is_tensor_name
 from trueaxis.lossless.tensor import pack_tensor
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads, ordered_map
-from trueaxis.preparation import REPORT, peak_memory_bytes
 from trueaxis.progress import Progress, silent
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.base_model import BaseModel, fingerprint
 from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
-from trueaxis.runtime.planes import BITPLANES, pack_planes
+from trueaxis.runtime.planes import BITPLANES, bits_of, pack_planes
 from trueaxis.staging import check_free, staged_directory
-from trueaxis.types import Array, CompressionReport, TensorReport, TrueaxisError
+from trueaxis.types import CompressionReport, TensorReport, TrueaxisError
 
 if TYPE_CHECKING:
     import torch
@@ -92,21 +90,11 @@ def compress_lossless(
         decoder = Decoder(staging, workers, base)
         check_bytes(decoder)
         ordered_map(lambda name: check_bits(checkpoint, decoder, name), checkpoint.entries, workers)
-        report = CompressionReport(
-            file_bytes=files.file_bytes,
-            header_bytes=files.header_bytes,
-            copied_bytes=sum(file.stat().st_size for file in checkpoint.files_to_copy()),
-            parameters=checkpoint.parameters,
-            bits_per_param=files.file_bytes * 8 / checkpoint.parameters,
-            seconds=time.perf_counter() - begun,
-            peak_memory_bytes=peak_memory_bytes(),
-            recipe=recipe,
-            recipe_hash=config_hash(recipe),
-            calibration=header["calibration"],
+        return leave_report(
+            files, checkpoint, staging, begun,
+            recipe=recipe, recipe_hash=config_hash(recipe), calibration=header["calibration"],
             tensors=tuple(_row(entry) for entry in entries),
-        )
-        (staging / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
-    return report
+        )  # fmt: skip
 
 
 def base_name(base: str | Path) -> str:
@@ -119,13 +107,6 @@ def base_name(base: str | Path) -> str:
     if not is_tensor_name(name):
         raise TrueaxisError(f"{base}: a base is known by its directory's name, which must be printable and short")
     return name
-
-
-def bits_of(tensor: torch.Tensor) -> Array:
-    """uint8 [entries, bytes of each]."""
-    import torch
-
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(tensor.numel(), tensor.itemsize)
 
 
 def exact_entry(checkpoint: Checkpoint, name: str, beside: BaseModel | None) -> Entry:

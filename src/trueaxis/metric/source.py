@@ -58,7 +58,8 @@ def obtain_statistics(
             checkpoint, minimum_tokens(weights), seed=seed, device=device, threads=threads,
             progress=lambda done, total: progress("sample", done, total),
         )]  # fmt: skip
-        journal.keep("sampled tokens", {"tokens": parts[0]})
+        if known is None:
+            journal.keep("sampled tokens", {"tokens": parts[0]})
     measured = None
     for number, tokens in enumerate(parts):
         one = calibrate(

@@ -17,6 +17,7 @@ import numpy as np
 from trueaxis.container import Container, is_compressed
 from trueaxis.header import HASH_BYTES, TensorInfo
 from trueaxis.runtime.members import root_above
+from trueaxis.runtime.planes import bits_of
 from trueaxis.types import Array, FormatError, TrueaxisError
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ class BaseModel:
 
     def bits(self, name: str) -> Array:
         """uint8 [bytes] of a tensor that it has."""
-        import torch
-
-        return self._read(name).contiguous().reshape(-1).view(torch.uint8).numpy()
+        return bits_of(self._read(name)).reshape(-1)
 
     def difference(self, other: BaseModel) -> str | None:
         """Name of a tensor in which two differ, or None."""

@@ -126,7 +126,7 @@ class Decoder:
         parts = matrices(info, records)
         if not parts:
             return _cast(self._planes(info, records, own), dtype)
-        base = self.base.entries(info, records[0].payload) if records[0].type == RecordType.BASE else None
+        base = self._beside(info, records)
         exact = torch.float32 if base is not None else dtype or own
         if parts[0].source is not None:
             value = self._product(info, parts, parts[0].source)
@@ -148,8 +148,7 @@ class Decoder:
 
         if info.size == 0:
             return torch.empty(info.shape, dtype=dtype)
-        payload = records[-1].payload
-        base = self.base.entries(info, records[0].payload) if records[0].type == RecordType.BASE else None
+        payload, base = records[-1].payload, self._beside(info, records)
         try:
             if payload[:1] == bytes([BITPLANES]) and needs_base(payload[1:2]) != (base is not None):
                 raise ValueError("a base record belongs before planes that go beside one, and before no others")
@@ -161,6 +160,10 @@ class Decoder:
         if payload[:1] != bytes([BITPLANES]) and info.dtype in DTYPES:
             _check_finite(info.name, value)
         return value
+
+    def _beside(self, info: TensorInfo, records: Sequence[Record]) -> Array | None:
+        """The bits that a tensor goes beside, uint8, or None."""
+        return self.base.entries(info, records[0].payload) if records[0].type == RecordType.BASE else None
 
     @cached_property
     def base(self) -> BaseModel:

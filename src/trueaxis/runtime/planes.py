@@ -11,6 +11,8 @@ about half their bytes. Mode 3 is for whole checkpoints that must come back: it 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from trueaxis import _core
@@ -19,10 +21,20 @@ from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.runtime.bitplanes import unpack_bitplanes
 from trueaxis.types import Array
 
+if TYPE_CHECKING:
+    import torch
+
 CONSTANT_LIMIT = 1 << 22  # entries of a tensor that a few bytes stand for
 RAW, CONSTANT, CODED, BITPLANES = range(4)
 UPPER = 2  # bytes
 MAGNITUDE = 0x7FFF
+
+
+def bits_of(tensor: torch.Tensor) -> Array:
+    """uint8 [entries, bytes of each], little-endian."""
+    import torch
+
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().reshape(tensor.numel(), tensor.itemsize)
 
 
 def pack_planes(entries: Array) -> bytes:
