@@ -94,15 +94,20 @@ def test_a_finished_output_is_verified(sources: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(sources / "expected", tmp_path / "out"))
     before = (out / "model.safetensors").stat().st_mtime_ns
     told = json.loads((out / "trueaxis.json").read_text())
-    assert json.loads(json.dumps(asdict(compress(sources, out, resume=True)))) == told
+    again = json.loads(json.dumps(asdict(compress(sources, out, resume=True))))
+    (note,) = again.pop("notes")
+    assert "it was there already" in note
+    assert told == {**again, "notes": []}
     assert (out / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(TrueaxisError, match="another target and another seed"):
         compress(sources, out, resume=True, bits=8.0, seed=1)
     damaged = bytearray((out / "model.safetensors").read_bytes())
     damaged[-1] ^= 1
     (out / "model.safetensors").write_bytes(damaged)
-    with pytest.raises(TrueaxisError):
+    with pytest.raises(TrueaxisError, match="or pass --overwrite to make"):
         compress(sources, out, resume=True)
+    compress(sources, out, resume=True, overwrite=True)
+    assert same(out, sources / "expected")
 
 
 def test_other_inputs_are_refused_by_name(sources: Path, tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ def _add_eval(commands: Any) -> None:
     command.add_argument("directory", metavar="DIR", help="compressed directory or original checkpoint")
     _add_text(command)
     command.add_argument("--reference", metavar="DIR", help="model to compare with, usually the original")
+    _add_base(command, "the base that DIR goes beside, if it does not lie next to it")
     command.add_argument("--statistics", metavar="FILE", help="of the calibration: finds reused text more surely")
     command.add_argument("--allow-overlap", action="store_true", help="evaluate on calibration text, and say so")
     command.add_argument("--device", default="cpu", metavar="D", help="torch device (default cpu)")

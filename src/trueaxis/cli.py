@@ -104,7 +104,7 @@ def _compress_lossless(options: argparse.Namespace) -> Result:
         f"every bit of {len(report.tensors)} tensors decoded and compared\n"
         f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
     )
-    return asdict(report), text
+    return asdict(report), "\n".join([text, *(f"note: {note}" for note in report.notes)])
 
 
 def _compress_family(options: argparse.Namespace) -> Result:
@@ -264,8 +264,8 @@ def _eval(options: argparse.Namespace) -> Result:
     with _progress_bar() as progress:
         found = evaluate(
             options.directory, text=options.text, tokens=options.tokens, reference=options.reference,
-            statistics=options.statistics, allow_overlap=options.allow_overlap, device=options.device,
-            progress=progress,
+            base=options.base, statistics=options.statistics, allow_overlap=options.allow_overlap,
+            device=options.device, progress=progress,
         )  # fmt: skip
     lines = [
         f"{options.directory}: perplexity {found.perplexity:.4f}, {found.nats_per_token:.5f} nats per token, "

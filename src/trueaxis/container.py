@@ -250,6 +250,11 @@ class Container:
         return [*shards, self.path / INDEX] if len(shards) > 1 else shards
 
     @property
+    def fingerprint(self) -> str:
+        """Of what the records of all shards hold, by the hashes in the header: 32 hex digits."""
+        return _digest(*self._hashes).hex()
+
+    @property
     def file_bytes(self) -> int:
         """Bytes that the rate counts: `files` and the growth of config.json."""
         growth = (self.path / CONFIG).stat().st_size - self.header["config_bytes"]

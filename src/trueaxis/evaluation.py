@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,7 @@ def evaluate(
     text: Sequence[str | Path] = (),
     tokens: str | Path | Array | None = None,
     reference: str | Path | None = None,
+    base: str | Path | None = None,
     statistics: str | Path | None = None,
     allow_overlap: bool = False,
     device: str = "cpu",
@@ -67,6 +68,7 @@ def evaluate(
         text: Text files, read with the model's own tokenizer; or
         tokens: token ids, integers [sequences, length], or an .npy file of them. Exactly one of the two.
         reference: Directory of the model to compare with, usually the original.
+        base: As of `trueaxis.load`, for `path` where it is compressed beside one.
         statistics: Statistics file of the calibration, which knows more of its text than the compressed file.
         allow_overlap: Evaluate on text that was calibrated on; the result says how much.
         device: Torch device that runs the models.
@@ -87,10 +89,8 @@ def evaluate(
     ids = read_ids(path, text, tokens)
     share = _check_overlap(path, ids, statistics, allow_overlap)
     if reference is not None:
-        return Comparison(reference, ids, device, progress)(path, share)
-    model = load_causal(path, device)
-    check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
-    return summarize(score_sequences(model, None, ids, progress), share)
+        return Comparison(reference, ids, device, progress)(path, share, base)
+    return _evaluated(load_causal(path, device, base), path, None, ids, share, progress)
 
 
 class Comparison:
@@ -107,16 +107,24 @@ class Comparison:
         self._reference, self._tokens = load_causal(reference, device), tokens
         self._device, self._progress = device, progress
 
-    def __call__(self, path: str | Path, share: float | None = None) -> Evaluation:
+    def __call__(self, path: str | Path, share: float | None = None, base: str | Path | None = None) -> Evaluation:
         """The model of a directory; `share` is the estimated overlap of the text with its calibration text.
 
         Raises:
             CalibrationError: The tokens do not fit the model.
             FormatError, CheckpointError: The directory cannot be loaded.
         """
-        model = load_causal(path, self._device)
-        check_ids(self._tokens, model.get_input_embeddings().weight.shape[0], path)
-        return summarize(score_sequences(model, self._reference, self._tokens, self._progress), share)
+        model = load_causal(path, self._device, base)
+        return _evaluated(model, path, self._reference, self._tokens, share, self._progress)
+
+
+def _evaluated(
+    model: Any, path: str | Path, reference: Any | None, ids: Array, share: float | None, progress: Progress
+) -> Evaluation:
+    """A directory's model on tokens, beside a loaded reference where there is one."""
+    check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
+    fingerprint = Container(path).fingerprint if is_compressed(path) else None
+    return replace(summarize(score_sequences(model, reference, ids, progress), share), fingerprint=fingerprint)
 
 
 def score_sequences(model: Any, reference: Any | None, tokens: Array, progress: Progress = silent) -> SequenceScores:
@@ -258,7 +266,7 @@ def _stored_sketch(path: str | Path) -> Array:
     return np.cumsum(Container(path).header["sketch"], dtype=np.int64).astype(np.uint32)
 
 
-def load_causal(path: str | Path, device: str = "cpu") -> Any:
+def load_causal(path: str | Path, device: str = "cpu", base: str | Path | None = None) -> Any:
     """The causal language model of a directory in float32, on the values that its own dtype holds.
 
     Raises:
@@ -271,5 +279,5 @@ def load_causal(path: str | Path, device: str = "cpu") -> Any:
     names = checkpoint.config.get("architectures") or ["none"]
     if names[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise TrueaxisError(f"{path}: {names[0]} is no causal language model, which evaluation needs")
-    model: Any = load(path).float() if compressed else load_model(Checkpoint.open(path))
+    model: Any = load(path, base=base).float() if compressed else load_model(Checkpoint.open(path))
     return model.requires_grad_(False).to(device)

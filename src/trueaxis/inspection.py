@@ -9,7 +9,7 @@ from typing import Any
 from trueaxis.record import RecordType
 from trueaxis.restored import restored
 from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family
+from trueaxis.runtime.members import BASE, FAMILY, MEMBERS, family_members, is_family
 from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
@@ -24,7 +24,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
         tensors: name, shape, dtype, storage ("quantized", "exact", these before "beside BASE", "tied
         to NAME" or "NAME times a matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or
         one per slice), shared_streams (their numbers). `report` is the object that compression left behind, or None.
-        Of the root of a family: file_bytes of all, `base` and `members`, each a name and such an object.
+        Of the root of a family: file_bytes of all and of family.json; `base` and `members`, each a name and such an
+        object.
 
     Raises:
         FormatError: The file is damaged.
@@ -32,7 +33,8 @@ def inspect(path: str | Path) -> dict[str, Any]:
     if is_family(path):
         members = {name: inspect(Path(path) / MEMBERS / name) for name in family_members(path)}
         base = inspect(Path(path) / BASE)
-        total = sum(part["file_bytes"] for part in (base, *members.values()))
+        listed = (Path(path) / FAMILY).stat().st_size
+        total = listed + sum(part["file_bytes"] for part in (base, *members.values()))
         return {"file_bytes": total, "base": base, "members": members}
     decoder = Decoder(path)
     container = decoder.container

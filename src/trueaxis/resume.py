@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal, begun, changes, fil
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.recipe import Recipe
 from trueaxis.restored import restored
-from trueaxis.types import CalibrationError, CompressionReport, TrueaxisError
+from trueaxis.types import CalibrationError, CompressionReport, FormatError, TrueaxisError
 
 
 def inputs_of(
@@ -84,8 +85,14 @@ def finished(out: Path, inputs: Mapping[str, Any], overwrite: bool) -> Compressi
         raise TrueaxisError(
             f"{out}: was made with another {' and another '.join(changed)}; choose another path or pass --overwrite"
         )
-    verify(out)
-    return report
+    try:
+        verify(out)
+    except FormatError as error:
+        if overwrite:
+            return None
+        raise TrueaxisError(f"{error}; or pass --overwrite to make {out} again") from error
+    note = "it was there already and every byte is right: time and memory are those of the run that made it"
+    return replace(report, notes=(*report.notes, note))
 
 
 def _text_digest(file: str | Path) -> str:

@@ -329,6 +329,7 @@ class Evaluation:
         top1_agreement: Share of tokens after which both models find the same next token likeliest.
         tokens: Number of tokens predicted: all but the first of each sequence.
         overlap: Estimated share of the text that was calibrated on; None where there is nothing to compare with.
+        fingerprint: `Container.fingerprint` of the compressed model; None of an original.
     """
 
     perplexity: float
@@ -338,3 +339,4 @@ class Evaluation:
     top1_agreement: float | None
     tokens: int
     overlap: float | None
+    fingerprint: str | None = None

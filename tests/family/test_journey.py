@@ -99,7 +99,8 @@ def test_rates_are_real_and_reports_are_of_whole_weights(family: Path) -> None:
     assert list(found["members"]) == ["one"]
     one = found["members"]["one"]
     assert one["bits_per_param"] <= 3
-    assert found["file_bytes"] == found["base"]["file_bytes"] + one["file_bytes"]
+    listed = (family / "out" / "family.json").stat().st_size
+    assert found["file_bytes"] == found["base"]["file_bytes"] + one["file_bytes"] + listed
     rows = {row["name"]: row for row in one["report"]["tensors"]}
     assert 0 < rows[f"{TARGET}.weight"]["relative_distortion"] < 0.02**2
     storage = {row["name"]: row["storage"] for row in one["tensors"]}
@@ -143,7 +144,9 @@ def test_adding_members_touches_no_other(family: Path, tokens: Path, tmp_path: P
     with pytest.raises(TrueaxisError, match=r"members.other: exists"):
         trueaxis.compress_family(family / "base", [other], tmp_path / "out", bits_delta=2, calibration=[tokens])
     with pytest.raises(TrueaxisError, match=r"differs between .* and the base of the family"):
-        trueaxis.compress_family(family / "one", [other], tmp_path / "out", bits_delta=2, calibration=[tokens])
+        trueaxis.compress_family(
+            family / "one", [family / "base"], tmp_path / "out", bits_delta=2, calibration=[tokens]
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,10 +171,12 @@ def test_an_adapter_of_another_base_is_refused(family: Path, tmp_path: Path) -> 
 
 
 def test_wrong_uses_are_told(family: Path, tokens: Path, tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="expected one of its members one, found None"):
+    with pytest.raises(FormatError, match="expected one of its members one, named none"):
         trueaxis.load(family / "out")
-    with pytest.raises(FormatError, match="expected one of its members one, found two"):
+    with pytest.raises(FormatError, match="expected one of its members one, found 'two'"):
         trueaxis.load(family / "out", member="two")
+    with pytest.raises(FormatError, match=r"is no family, there is no family.json in it"):
+        trueaxis.load(family / "out" / "base", member="one")
     with pytest.raises(FormatError, match="root of a family; give a member"):
         Decoder(family / "out")
     with pytest.raises(TrueaxisError, match="root of a family; give its base or one of its members"):
@@ -180,9 +185,14 @@ def test_wrong_uses_are_told(family: Path, tokens: Path, tmp_path: Path) -> None
         trueaxis.compress_family(family / "base", [family / "one"], tmp_path / "x", bits_delta=2, recipe="gauge")
     with pytest.raises(TrueaxisError, match="bits_delta: expected a positive number"):
         trueaxis.compress_family(family / "base", [family / "one"], tmp_path / "x", bits_delta=0)
-    with pytest.raises(TrueaxisError, match=r"known by"):
+    with pytest.raises(TrueaxisError, match=r"is named 'one' too"):
         trueaxis.compress_family(family / "base", [family / "one"] * 2, tmp_path / "x", bits_delta=2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError):
+        trueaxis.compress_family(family / "base", [tmp_path / "empty"], tmp_path / "x", bits_delta=2)
     assert not (tmp_path / "x").exists()
+    with pytest.raises(TrueaxisError, match="is not empty and no family; choose another path"):
+        trueaxis.compress_family(family / "base", [family / "one"], tmp_path, bits_delta=2)
     with pytest.raises(TrueaxisError, match="members of a family are not tuned"):
         trueaxis.compress_family(
             family / "base", [family / "one"], tmp_path / "out", bits_delta=2, recipe=tuned("identity")

@@ -150,11 +150,20 @@ def test_bytes_do_not_depend_on_threads(tiny_llama: Path, tmp_path: Path) -> Non
     assert len(digests) == 1
 
 
-def test_command_line(tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_that_does_not_help_is_told(tuned: Path, tmp_path: Path) -> None:
+    shutil.copytree(tuned / "base", tmp_path / "renamed")
+    tensors = load_file(tmp_path / "renamed" / "model.safetensors")
+    save_file({f"other.{name}": value for name, value in tensors.items()}, tmp_path / "renamed" / "model.safetensors")
+    report = trueaxis.compress_lossless(tuned / "model", tmp_path / "out", base=tmp_path / "renamed")
+    assert "no tensor is shorter beside the base renamed" in report.notes[0]
+
+
+def test_command_line(tuned: Path, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, base, out = (str(path) for path in (tuned / "model", tuned / "base", tmp_path / "out"))
     assert main(["compress", model, out, "--lossless", "--base", base]) == 0
     assert "decoded and compared" in capsys.readouterr().out
     assert main(["verify", out, "--base", base]) == 0
+    assert main(["eval", out, "--base", base, "--tokens", str(tokens)]) == 0
     assert main(["unpack", out, str(tmp_path / "plain"), "--base", base]) == 0
     assert same_bits(tuned / "model", tmp_path / "plain")
     capsys.readouterr()

@@ -13,6 +13,7 @@ import trueaxis
 from trueaxis.analyze.claim import Finding, Verdict
 from trueaxis.analyze.journey import FORMAT, VERSION, Analysis
 from trueaxis.comparison.run import ComparisonReport, ComparisonRow
+from trueaxis.container import Container
 from trueaxis.types import Evaluation
 
 
@@ -62,10 +63,11 @@ def comparison(parameters: int) -> ComparisonReport:
 def files(compressed_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """What analyze, compare and eval would print of `compressed_llama`, by the name of the option."""
     folder, parameters = tmp_path_factory.mktemp("printed"), trueaxis.inspect(compressed_llama)["parameters"]
+    fingerprint = Container(compressed_llama).fingerprint
     results = {
         "analysis": analysis(parameters),
         "comparison": comparison(parameters),
-        "evaluation": Evaluation(9.1, 2.2, 0.0388, (0.037, 0.04), 0.9, 500, 0.0),
+        "evaluation": Evaluation(9.1, 2.2, 0.0388, (0.037, 0.04), 0.9, 500, 0.0, fingerprint),
     }
     for name, result in results.items():
         (folder / f"{name}.json").write_text(json.dumps(asdict(result)))

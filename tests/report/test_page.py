@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -240,6 +241,13 @@ def test_files_that_do_not_serve_are_refused(
     refuse(r"it lacks 'absent'; make it with this trueaxis: trueaxis compare", comparison=files["evaluation"])
     refuse(r"parameters: expected int, found 'many'", analysis=written(json.dumps({**analyzed, "parameters": "many"})))
     refuse("is about a model of 7 parameters", analysis=written(json.dumps({**analyzed, "parameters": 7})))
+    evaluated = json.loads(files["evaluation"].read_text())
+    for changes, message in (
+        ({"fingerprint": "ab" * 16}, "is about abab"), ({"fingerprint": None}, "is about no compressed directory"),
+        ({"kl_nats": -0.5}, "no divergence can be that"), ({"kl_nats": math.nan}, "no divergence can be that"),
+        ({"kl_interval": [0.2, 0.1]}, "no divergence can be that"), ({"perplexity": 0.5}, "at least 1"),
+    ):  # fmt: skip
+        refuse(message, evaluation=written(json.dumps({**evaluated, **changes})))
     refuse("cannot be written", output="none/page.html")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(TrueaxisError, match="cannot be written"):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from trueaxis.align.gauge import identity
 from trueaxis.align.network import Network
+from trueaxis.container import is_compressed
 from trueaxis.family.adapter import is_adapter, merged
 from trueaxis.family.delta import Delta
 from trueaxis.header import is_tensor_name
@@ -87,17 +88,18 @@ def compress_family(
         raise TrueaxisError("members of a family are not tuned: give a recipe that does not tune")
     if not bits_delta > 0:
         raise TrueaxisError(f"bits_delta: expected a positive number, found {bits_delta}")
+    for name, member in zip(names, map(Path, members), strict=True):
+        if (root / MEMBERS / name).exists():
+            raise TrueaxisError(f"{root / MEMBERS / name}: exists; remove it, or name the member otherwise")
+        if not is_adapter(member):
+            Checkpoint.open(member)
     report = None
     if not is_family(root):
-        check_free(root, False, [base, *members, *calibration])
-        report = compress_lossless(base, root / BASE, threads=threads, progress=progress)
-        write_members(root, [])
+        report = _written_base(base, root, [base, *members, *calibration], threads, progress)
     listed = family_members(root)
     beside = _checked_base(BaseModel(root / BASE), Path(base), root)
     reports: dict[str, CompressionReport] = {}
     for name, member in zip(names, map(Path, members), strict=True):
-        if (root / MEMBERS / name).exists():
-            raise TrueaxisError(f"{root / MEMBERS / name}: exists; remove it, or name the member otherwise")
         with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
             plain = merged(member, Path(base), Path(folder)) if is_adapter(member) else member
             begun = time.perf_counter()
@@ -148,13 +150,30 @@ def prepare_member(
     )
 
 
+def _written_base(
+    base: str | Path, root: Path, inputs: Sequence[str | Path], threads: int | None, progress: Progress
+) -> CompressionReport | None:
+    """The base in the root of a new family; None where a run that was cut short has written it."""
+    report = None
+    if not is_compressed(root / BASE):
+        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
+            raise TrueaxisError(f"{root}: is not empty and no family; choose another path")
+        check_free(root, False, inputs)
+        report = compress_lossless(base, root / BASE, threads=threads, progress=progress)
+    write_members(root, [])
+    return report
+
+
 def _checked_names(members: Sequence[str | Path]) -> list[str]:
     names = [Path(member).resolve().name for member in members]
     for number, name in enumerate(names):
-        if not is_tensor_name(name) or name.startswith(".") or name in names[:number]:
+        if not is_tensor_name(name) or name.startswith("."):
             raise TrueaxisError(
                 f"{members[number]}: a member is known by its directory's name, and {name!r} does not do"
             )
+        if name in names[:number]:
+            first = members[names.index(name)]
+            raise TrueaxisError(f"{members[number]}: {first} is named {name!r} too; members need names of their own")
     return names
 
 

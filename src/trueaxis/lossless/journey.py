@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,8 +94,14 @@ def compress_lossless(
         return leave_report(
             files, checkpoint, staging, begun,
             recipe=recipe, recipe_hash=config_hash(recipe), calibration=header["calibration"],
-            tensors=tuple(_row(entry) for entry in entries),
+            tensors=tuple(_row(entry) for entry in entries), notes=_notes(entries, name),
         )  # fmt: skip
+
+
+def _notes(entries: Sequence[Entry], base: str | None) -> tuple[str, ...]:
+    if base is None or any(record.type == RecordType.BASE for entry in entries for record in entry.records):
+        return ()
+    return (f"no tensor is shorter beside the base {base}: the file holds all of them alone and reads without it",)
 
 
 def base_name(base: str | Path) -> str:

@@ -17,10 +17,13 @@ from typing import Any
 
 from trueaxis.analyze.journey import FORMAT, VERSION, Analysis
 from trueaxis.comparison.run import ComparisonReport
+from trueaxis.container import Container
 from trueaxis.inspection import inspect
 from trueaxis.restored import restored
 from trueaxis.sweep import Sweep
 from trueaxis.types import CompressionReport, Evaluation, TrueaxisError
+
+SLACK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,11 @@ def read_facts(
         Path(out), found,
         None if analysis is None else _read_analysis(analysis),
         None if comparison is None else _read_comparison(comparison),
-        None if evaluation is None else _restored(Evaluation, _object(evaluation), evaluation, "eval OUT"),
+        None if evaluation is None else _read_evaluation(evaluation),
     )  # fmt: skip
+    if facts.evaluation is not None and facts.evaluation.fingerprint != (mine := Container(out).fingerprint):
+        about = facts.evaluation.fingerprint or "no compressed directory"
+        raise TrueaxisError(f"{evaluation}: is about {about}, {out} is {mine}; give what eval printed of {out}")
     for file, part in ((analysis, facts.analysis), (comparison, facts.comparison)):
         if part is not None and part.parameters != found["parameters"]:
             raise TrueaxisError(
@@ -122,9 +128,25 @@ def _read_analysis(file: str | Path) -> Analysis:
 
 def _read_comparison(file: str | Path) -> ComparisonReport | Sweep:
     found = _object(file)
-    if "prepare_seconds" in found:
-        return _restored(Sweep, found, file, "sweep MODEL")
-    return _restored(ComparisonReport, found, file, "compare MODEL")
+    kind, command = (Sweep, "sweep MODEL") if "prepare_seconds" in found else (ComparisonReport, "compare MODEL")
+    read = _restored(kind, found, file, command)
+    for row in read.rows:
+        _check_figures(row, file)
+    return read
+
+
+def _read_evaluation(file: str | Path) -> Evaluation:
+    return _check_figures(_restored(Evaluation, _object(file), file, "eval OUT"), file)
+
+
+def _check_figures(row: Any, file: str | Path) -> Any:
+    """Refuses what no model can have measured; sums in floating point may end just below 0."""
+    low, high = row.kl_interval or (0.0, 0.0)
+    if not (row.kl_nats is None or row.kl_nats >= -SLACK) or not -SLACK <= low <= high:
+        raise TrueaxisError(f"{file}: KL of {row.kl_nats} nats, interval {row.kl_interval}: no divergence can be that")
+    if not row.perplexity >= 1.0 - SLACK:
+        raise TrueaxisError(f"{file}: perplexity of {row.perplexity}, which is at least 1")
+    return row
 
 
 def _object(file: str | Path) -> dict[str, Any]:

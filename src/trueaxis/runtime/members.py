@@ -37,6 +37,8 @@ def family_members(root: str | Path) -> list[str]:
         FormatError: There is no list, or it is damaged.
     """
     file = Path(root) / FAMILY
+    if not file.is_file():
+        raise FormatError(f"{root}: is no family, there is no {FAMILY} in it; leave out the member's name")
     try:
         if file.stat().st_size > LIST_LIMIT:
             raise FormatError(f"{file}: larger than {LIST_LIMIT} bytes")
@@ -66,5 +68,6 @@ def member_path(path: str | Path, member: str | None) -> Path:
         return Path(path)
     known = family_members(path)
     if member not in known:
-        raise FormatError(f"{path}: is a family; expected one of its members {', '.join(known)[:300]}, found {member}")
+        asked = f"found {member!r}" if member else "named none (--member NAME, in Python member=NAME)"
+        raise FormatError(f"{path}: is a family; expected one of its members {', '.join(known)[:300]}, {asked}")
     return Path(path) / MEMBERS / str(member)
