@@ -142,7 +142,7 @@ def layer_set(file: Path, rates: Sequence[float]) -> None:
     terms = [stream_term(name, weight.astype(np.float64), metric) for name, weight, metric in members]
     found: dict[str, Curves] = {}
     for recipe, axes in {"identity": "identity", **LAYER_AXES}.items():
-        turn = AXES[axes](terms, water, 0)
+        turn = AXES[axes](terms, water, 0, 1)
         for name, weight, metric in members:
             moment = metric.second_moment
             assert moment is not None

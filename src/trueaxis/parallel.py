@@ -47,10 +47,13 @@ def ordered_map(work: Callable[[T], R], units: Iterable[T], threads: int) -> lis
     """Results of `work` on every unit, in order; the first exception is raised."""
     import torch
 
-    before = torch.get_num_threads()
+    before, known = torch.get_num_threads(), list(units)
     try:
+        if min(threads, len(known)) <= 1:
+            torch.set_num_threads(1)
+            return [work(unit) for unit in known]
         with _pool(threads) as pool:
-            return list(pool.map(work, units))
+            return list(pool.map(work, known))
     finally:
         torch.set_num_threads(before)
 

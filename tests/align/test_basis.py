@@ -28,7 +28,7 @@ def term(rows: np.ndarray, moment: np.ndarray | None = None, level: float = 1.0)
 def test_axes_are_orthogonal_for_every_size(name: str, size: int) -> None:
     rng = np.random.default_rng(size)
     terms = [term(rng.normal(size=(50, size)), np.cov(rng.normal(size=(size, 90))).reshape(size, size)) for _ in "ab"]
-    axes = AXES[name]([*terms, term(rng.normal(size=(9, size)))], 0.1, 5)
+    axes = AXES[name]([*terms, term(rng.normal(size=(9, size)))], 0.1, 5, 1)
     np.testing.assert_allclose(axes @ axes.T, np.eye(size), atol=1e-12)
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trueaxis.parallel import ordered_map
 from trueaxis.types import Array, CalibrationError
 
 if TYPE_CHECKING:
@@ -55,11 +56,11 @@ class Term:
     level: float
 
 
-Axes = Callable[[Sequence[Term], float, int], Array]
-"""(terms, water level c², seed) ─▶ R [n, n]."""
+Axes = Callable[[Sequence[Term], float, int, int], Array]
+"""(terms, water level c², seed, workers) ─▶ R [n, n], the same for any number of workers."""
 
 
-def estimated_bits(axes: Array, terms: Sequence[Term], water: float) -> float:
+def estimated_bits(axes: Array, terms: Sequence[Term], water: float, threads: int = 1) -> float:
     """Estimated rate + λ·distortion per weight, in bits, at steps² of `water` / (level · C_jj²): to compare axes by.
 
     Example:
@@ -70,23 +71,23 @@ def estimated_bits(axes: Array, terms: Sequence[Term], water: float) -> float:
     """
     import torch
 
-    with torch.inference_mode():
-        return float(_bits(_levels(torch.from_numpy(axes.astype(np.float32, order="C")), _Stacked(terms), water)))
+    turned = torch.from_numpy(axes.astype(np.float32, order="C"))
+    return _total_bits(_levels(turned, _Stacked(terms, threads), water))
 
 
-def identity(terms: Sequence[Term], water: float, seed: int) -> Array:
+def identity(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """The checkpoint's own axes."""
     return np.eye(_size(terms))
 
 
-def random_orthogonal(terms: Sequence[Term], water: float, seed: int) -> Array:
+def random_orthogonal(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Haar-distributed: stabilizes, blind to structure."""
     from scipy.stats import ortho_group
 
     return ortho_group.rvs(_size(terms), random_state=seed) if _size(terms) > 1 else np.eye(1)
 
 
-def hadamard(terms: Sequence[Term], water: float, seed: int) -> Array:
+def hadamard(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Signed Hadamard of any size: Sylvester's for the power of two in n, an orthogonal DCT for the odd rest."""
     from scipy.fft import dct
     from scipy.linalg import hadamard as sylvester
@@ -99,18 +100,18 @@ def hadamard(terms: Sequence[Term], water: float, seed: int) -> Array:
     return np.kron(rest, flat) * signs
 
 
-def pca_weights(terms: Sequence[Term], water: float, seed: int) -> Array:
+def pca_weights(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Principal axes of the weights' own covariance."""
     return _principal(_total(terms))
 
 
-def pca_metric(terms: Sequence[Term], water: float, seed: int) -> Array:
+def pca_metric(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Principal axes of what is read, each reader weighed by its sensitivity; own axes where nothing is read."""
     read = _read(terms)
     return np.eye(_size(terms)) if read is None else _principal(read)
 
 
-def pca_joint(terms: Sequence[Term], water: float, seed: int) -> Array:
+def pca_joint(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Principal axes of Σ_W^½ H Σ_W^½: directions in which large weights meet large inputs."""
     weights, read = _total(terms), _read(terms)
     if read is None:
@@ -120,7 +121,7 @@ def pca_joint(terms: Sequence[Term], water: float, seed: int) -> Array:
     return _principal(root @ read @ root)
 
 
-def joint(terms: Sequence[Term], water: float, seed: int) -> Array:
+def joint(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Approximate joint diagonalization of all terms by estimated rate, from the better of the principal axes.
 
     A quasi-Newton step on the orthogonal group: the gradient in the angle of each pair of axes, divided by the
@@ -128,17 +129,17 @@ def joint(terms: Sequence[Term], water: float, seed: int) -> Array:
     """
     import torch
 
-    starts = [axes(terms, water, seed) for axes in (identity, pca_weights, pca_metric, pca_joint)]
+    starts = [axes(terms, water, seed, threads) for axes in (identity, pca_weights, pca_metric, pca_joint)]
     together = gathered(terms)  # which start is best is plain enough from these
-    start = min(starts, key=lambda axes: estimated_bits(axes, together, water))
-    stacked = _Stacked(terms)
+    start = min(starts, key=lambda axes: estimated_bits(axes, together, water, threads))
+    stacked = _Stacked(terms, threads)
     point = _point(torch.from_numpy(start.astype(np.float32, order="C")), stacked, water)
     for _ in range(ITERATIONS):
         found = _searched(point, stacked, water)
         if found is None:
             break
-        before, point = point.bits.item(), found
-        if before - point.bits.item() < PATIENCE * before:
+        before, point = point.bits, found
+        if before - point.bits < PATIENCE * before:
             break
     return _orthogonal(point.axes.detach())
 
@@ -167,16 +168,18 @@ def gathered(terms: Sequence[Term]) -> list[Term]:
     return found
 
 
-def best(names: Sequence[str], terms: Sequence[Term], water: float, seed: int) -> tuple[str, Array, float]:
+def best(
+    names: Sequence[str], terms: Sequence[Term], water: float, seed: int, threads: int = 1
+) -> tuple[str, Array, float]:
     """The candidate with the smallest estimated rate; earlier names win ties, so put the free one first.
 
     Returns:
         Its name, its axes, and the estimated bits per weight that they save against the checkpoint's own.
     """
-    found = {name: AXES[name](terms, water, seed) for name in names}
+    found = {name: AXES[name](terms, water, seed, threads) for name in names}
     terms = terms if len(names) > 1 else gathered(terms)  # nothing hangs on what the only candidate saves
-    bits = {name: estimated_bits(axes, terms, water) for name, axes in found.items()}
-    own = bits["identity"] if "identity" in bits else estimated_bits(identity(terms, water, seed), terms, water)
+    bits = {name: estimated_bits(axes, terms, water, threads) for name, axes in found.items()}
+    own = bits.get("identity") or estimated_bits(np.eye(_size(terms)), terms, water, threads)
     name = min(names, key=lambda name: bits[name])
     return name, found[name], own - bits[name]
 
@@ -227,43 +230,66 @@ def _orthogonal(axes: torch.Tensor) -> Array:
     return found.numpy()
 
 
-class _Stacked:
-    """Terms as float32 tensors, readers gathered by the moment they share."""
+class _Group(NamedTuple):
+    """Terms that share a moment, in float32: H [n, n] or None, level·S [t, n, n], counts over all weights [t]."""
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    moment: torch.Tensor | None
+    covariances: torch.Tensor
+    counts: torch.Tensor
+
+
+class _Stacked:
+    """Terms gathered by the moment they share; groups are worked on side by side, and summed in order."""
+
+    def __init__(self, terms: Sequence[Term], threads: int) -> None:
         import torch
 
-        self.weights = sum(term.count for term in terms) * _size(terms)
+        self.threads, weights = threads, sum(term.count for term in terms) * _size(terms)
         shared: dict[int, list[Term]] = {}
         for term in terms:
             shared.setdefault(id(term.moment), []).append(term)
         self.groups = [
-            (
+            _Group(
                 None if group[0].moment is None else torch.from_numpy(group[0].moment).float(),
                 torch.from_numpy(np.stack([term.covariance * term.level for term in group])).float(),
-                torch.tensor([float(term.count) for term in group]) / self.weights,
+                torch.tensor([float(term.count) for term in group]) / weights,
             )
             for group in shared.values()
         ]
 
 
-Levels = list[tuple["torch.Tensor", "torch.Tensor", "torch.Tensor", "torch.Tensor"]]
-"""Per group: counts [t], energies along the axes [t, n], their worth in steps² [n], fed-back error in steps² [t, n]."""
+class _Level(NamedTuple):
+    """Of a group: its counts [t], energies along the axes [t, n], their worth in steps² [n], fed-back error in
+    steps² [t, n], and the group's bits per weight of all."""
+
+    counts: torch.Tensor
+    energies: torch.Tensor
+    worth: torch.Tensor
+    fed_back: torch.Tensor
+    bits: torch.Tensor
 
 
-def _levels(axes: torch.Tensor, stacked: _Stacked, water: float) -> Levels:
+def _level(axes: torch.Tensor, group: _Group, water: float) -> _Level:
     """Differentiable in the axes: what is linear in them is multiplied by S or H once, and never again backward."""
     import torch
 
-    found, fixed = [], axes.detach()
-    for moment, covariances, counts in stacked.groups:
-        energies = ((fixed @ covariances) * (2 * axes - fixed)).sum(dim=2).clamp_min(0)  # rᵀSr has the gradient 2Sr
-        if moment is None:
-            worth = torch.full_like(energies[0], 1 / water)
-            found.append((counts, energies, worth, torch.zeros_like(energies)))
-        else:
-            found.append((counts, energies, *_fed_back(axes, moment / water, energies)))
-    return found
+    fixed = axes.detach()
+    energies = ((fixed @ group.covariances) * (2 * axes - fixed)).sum(dim=2).clamp_min(0)  # rᵀSr has the gradient 2Sr
+    if group.moment is None:
+        worth, fed_back = torch.full_like(energies[0], 1 / water), torch.zeros_like(energies)
+    else:
+        worth, fed_back = _fed_back(axes, group.moment / water, energies)
+    steps = energies * worth + fed_back
+    cost = 0.5 * torch.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
+    return _Level(group.counts, energies, worth, fed_back, (group.counts[:, None] * cost).sum())
+
+
+def _levels(axes: torch.Tensor, stacked: _Stacked, water: float) -> list[_Level]:
+    return ordered_map(lambda group: _level(axes, group, water), stacked.groups, stacked.threads)
+
+
+def _total_bits(levels: Sequence[_Level]) -> float:
+    return sum(level.bits.item() for level in levels)
 
 
 def _fed_back(axes: torch.Tensor, moment: torch.Tensor, energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -294,41 +320,31 @@ def damped_factor(moment: torch.Tensor) -> torch.Tensor:
         damping *= 10
 
 
-def _bits(levels: Levels) -> torch.Tensor:
-    import torch
-
-    parts = []
-    for counts, energies, worth, fed_back in levels:
-        steps = energies * worth + fed_back
-        cost = 0.5 * torch.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
-        parts.append((counts[:, None] * cost).sum())
-    return torch.stack(parts).sum()
-
-
 class _Point(NamedTuple):
-    """Axes that may be differentiated, their levels and bits."""
+    """Axes that may be differentiated, the level of every group, and the sum of their bits."""
 
     axes: torch.Tensor
-    levels: Levels
-    bits: torch.Tensor
+    levels: list[_Level]
+    bits: float
 
 
 def _point(axes: torch.Tensor, stacked: _Stacked, water: float) -> _Point:
     leaf = axes.clone().requires_grad_(True)
     levels = _levels(leaf, stacked, water)
-    return _Point(leaf, levels, _bits(levels))
+    return _Point(leaf, levels, _total_bits(levels))
 
 
-def _direction(point: _Point) -> torch.Tensor:
+def _direction(point: _Point, threads: int) -> torch.Tensor:
     """A skew-symmetric direction in which the bits fall."""
     import torch
 
-    (gradient,) = torch.autograd.grad(point.bits, point.axes)
+    parts = ordered_map(lambda level: torch.autograd.grad(level.bits, point.axes)[0], point.levels, threads)
+    gradient = torch.stack(parts).sum(dim=0)
     with torch.no_grad():
         slope = gradient @ point.axes.T
         slope = slope - slope.T
         curvature = torch.zeros_like(slope)
-        for counts, energies, worth, fed_back in point.levels:
+        for counts, energies, worth, fed_back, _ in point.levels:
             steps = energies * worth + fed_back
             slopes = STEP_ENERGY / (1 + STEP_ENERGY * steps) / np.log(2) + 2 * SLOPE / (1 + ERRORS * steps) ** 2
             share = counts[:, None] * worth * slopes
@@ -343,12 +359,12 @@ def _searched(point: _Point, stacked: _Stacked, water: float) -> _Point | None:
     """Axes turned along a direction of descent (Cayley's map), by as much as lowers the bits; None if nothing does."""
     import torch
 
-    direction, axes = _direction(point), point.axes.detach()
+    direction, axes = _direction(point, stacked.threads), point.axes.detach()
     identity, size = torch.eye(axes.shape[0]), 1.0
     for _ in range(HALVINGS):
         half = 0.5 * size * direction
         found = _point(torch.linalg.solve(identity - half, (identity + half) @ axes), stacked, water)
-        if found.bits.item() < point.bits.item():
+        if found.bits < point.bits:
             return found
         size /= 3
     return None

@@ -290,7 +290,6 @@ class Network:
     @cached_property
     def _columns(self) -> dict[str, _Columns]:
         """Of every quantized matrix; those that share a space share a factorization."""
-        found: dict[str, _Columns] = {}
         readers = {weight.space: weight for weight in self.weights if weight.role not in ("exact", "embedding")}
 
         def energies(weight: Weight) -> Array:
@@ -299,9 +298,8 @@ class Network:
             return _conditional_energies(self.metric(weight))
 
         squares = dict(zip(readers, ordered_map(energies, readers.values(), self.threads), strict=True))
-        for weight in self.weights:
-            if weight.role == "exact":
-                continue
+
+        def columns(weight: Weight) -> _Columns:
             metric = self.metric(weight)
             energy = np.square(self.checkpoint.matrix(weight).float().numpy()).mean(axis=0, dtype=np.float64)
             worth = metric.sensitivity * energy
@@ -309,8 +307,10 @@ class Network:
                 worth = worth * float(metric.row_weights.mean())
             elif metric.second_moment is not None:
                 worth = worth * squares[weight.space]
-            found[weight.name] = _Columns(float(weight.shape[0]), float(energy.mean()), worth)
-        return found
+            return _Columns(float(weight.shape[0]), float(energy.mean()), worth)
+
+        quantized = {weight.name: weight for weight in self.weights if weight.role != "exact"}
+        return dict(zip(quantized, ordered_map(columns, quantized.values(), self.threads), strict=True))
 
     def reader_term(self, weight: Weight, matrix: Array, second_moment: Array | None) -> Term:
         """A matrix (or some columns of one) as a reader of the space of its columns."""

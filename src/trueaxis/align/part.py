@@ -80,8 +80,8 @@ class Part:
     products: tuple[Product, ...] = ()
 
 
-def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str, Array, float]:
-    """(name, R, bits saved per weight) of the axes named, or of the best of all.
+def chosen_axes(axes: str, terms: Sequence[Term], network: Network, threads: int = 1) -> tuple[str, Array, float]:
+    """(name, R, bits saved per weight) of the axes named, or of the best of all, by so many workers.
 
     "best" keeps the own axes unless others save more than twice what they would on weights without any structure.
     """
@@ -89,10 +89,10 @@ def chosen_axes(axes: str, terms: Sequence[Term], network: Network) -> tuple[str
     if (known := network.journal.recall(key)) is not None:
         name, rotation, saved = known.facts[0], known.arrays["rotation"], known.facts[1]
     else:
-        name, rotation, saved = best(names, terms, network.water, network.seed)
+        name, rotation, saved = best(names, terms, network.water, network.seed, threads)
         network.journal.keep(key, {"rotation": rotation}, [name, saved])
     if axes == "best" and saved < SIGNIFICANT * chance_bits(terms):
-        return "identity", AXES["identity"](terms, network.water, 0), 0.0
+        return "identity", AXES["identity"](terms, network.water, 0, 1), 0.0
     return name, rotation, saved
 
 

@@ -21,6 +21,7 @@ from trueaxis.align.basis import STEP_ENERGY, Term
 from trueaxis.align.maps import Blank, Map, Reflect, Rotate, Unscale, Within, moment, on_columns, on_rows
 from trueaxis.align.network import Change, Network, Product, merged, shifted
 from trueaxis.align.part import Part, Site, Turn, chosen_axes
+from trueaxis.parallel import ordered_map
 from trueaxis.runtime.transforms import COLUMNS, ROWS
 from trueaxis.types import Array, Metric, Space, Weight
 
@@ -37,7 +38,7 @@ def residual(network: Network, axes: str) -> Part:
     writers = [w for w in network.weights if w.writes == "residual" and w.role != "exact" and w not in readers]
     terms = _terms(network, readers, writers)
     centred = network.family is not None and network.family.norms.kind == "layer"
-    chosen, rotation, saved = chosen_axes(axes, _without_mean(terms) if centred else terms, network)
+    chosen, rotation, saved = chosen_axes(axes, _without_mean(terms) if centred else terms, network, network.threads)
     if saved < WORTHWHILE_BITS and axes == "best":
         told = f"own axes: others would save {saved:.4f} bits" if saved else "own axes: others save no more than chance"
         return _left_alone(told)
@@ -196,32 +197,32 @@ def _lost_bias(network: Network) -> str | None:
 
 
 def _terms(network: Network, readers: Sequence[Weight], writers: Sequence[Weight]) -> list[Term]:
-    moments: dict[str, Array | None] = {}
 
-    def reader(weight: Weight) -> Term:
-        space = str(weight.space)
-        if space not in moments:
-            moments[space] = _moment_without_bias(network, weight)
-        return network.reader_term(weight, network.matrix(weight), moments[space])
-
-    def term(weight: Weight) -> Term:
-        if weight.role == "tied":
-            return network.reader_term(weight, network.matrix(weight), _moment_of_both_uses(network, weight))
-        if weight.norm is not None:
-            return reader(weight)
-        if weight.role == "embedding":
-            return network.reader_term(weight, network.matrix(weight), None)
-        return network.writer_term(weight, network.matrix(weight))
+    def of_block(weights: Sequence[Weight]) -> list[Term]:
+        moments: dict[str, Array | None] = {}
+        return [_term(network, weight, moments) for weight in weights if weight.name in touching]
 
     touching = {weight.name for weight in (*readers, *writers)}
-    blocks = [[term(weight) for weight in block if weight.name in touching] for block in network.blocks]
     inside = {weight.name for block in network.blocks for weight in block}
-    outside = [term(weight) for weight in (*readers, *writers) if weight.name not in inside]
+    rest = [weight for weight in (*readers, *writers) if weight.name not in inside]
+    *blocks, outside = ordered_map(of_block, (*network.blocks, rest), network.threads)
     groups = np.array_split(np.arange(len(blocks)), min(DEPTH_GROUPS, len(blocks)))
     alike = all(len(block) == len(blocks[0]) for block in blocks)
     if not alike:
         return [term for block in blocks for term in block] + outside
     return [term for group in groups for term in merged([blocks[i] for i in group])] + outside
+
+
+def _term(network: Network, weight: Weight, moments: dict[str, Array | None]) -> Term:
+    """A matrix as the stream sees it; `moments` keeps those of spaces that several read."""
+    matrix, space = network.matrix(weight), str(weight.space)
+    if weight.role == "tied":
+        return network.reader_term(weight, matrix, _moment_of_both_uses(network, weight))
+    if weight.norm is None and weight.role != "embedding":
+        return network.writer_term(weight, matrix)
+    if weight.norm is not None and space not in moments:
+        moments[space] = _moment_without_bias(network, weight)
+    return network.reader_term(weight, matrix, None if weight.norm is None else moments[space])
 
 
 def _moment_without_bias(network: Network, weight: Weight) -> Array | None:

@@ -109,7 +109,7 @@ def _measure_space(
         others.append((matrix[~rows], subject.folded(weight, other_moment)[1]))
     shared = [Term(term.covariance, term.count, terms[0].moment, 1.0) for term in terms]  # H once: they read one space
     water = _water(shared)
-    axes = [AXES[system](shared, water, half.number) for system in SYSTEMS]
+    axes = [AXES[system](shared, water, half.number, 1) for system in SYSTEMS]
     distortions = [_fixed_distortion(matrix, moment) for matrix, moment in others]
     low = np.linalg.eigh(others[0][1])[1][:, : _rank(axes[0].shape[0])].T
     tangents = [tangent_directions(matrix) for matrix, _ in others]
