@@ -81,33 +81,78 @@ std::vector<ValueStream> value_streams(const std::vector<StreamTuple>& streams,
     return work;
 }
 
+// Tiles of whatever this thread decodes, kept for the next call: fresh pages cost about as much as decoding into them.
+class Tiles {
+   public:
+    Tiles() = default;
+    Tiles(const Tiles&) = delete;
+    Tiles& operator=(const Tiles&) = delete;
+    ~Tiles() { std::free(data_); }
+
+    void* reserve(size_t bytes) {
+        if (bytes > size_) {
+            release(0);
+            data_ = allocate_pages(bytes);
+            size_ = bytes;
+        }
+        return data_;
+    }
+    // Forgets the memory if it is more than `most` bytes.
+    void release(size_t most) {
+        if (size_ <= most) return;
+        std::free(data_);
+        data_ = nullptr;
+        size_ = 0;
+    }
+
+   private:
+    void* data_ = nullptr;
+    size_t size_ = 0;
+};
+constexpr size_t kMostKept = size_t{1} << 27;
+
+template <typename T>
+Out<T, 2> output(const DescribedMatrix& matrix, const std::vector<InOut<T, 2>>& given, size_t number) {
+    const size_t shape[2] = {matrix.rows(), matrix.columns()};
+    if (given.empty()) {
+        auto* data = static_cast<T*>(allocate_pages(matrix.rows() * matrix.columns() * sizeof(T)));
+        return Out<T, 2>(data, 2, shape, nb::capsule(data, [](void* p) noexcept { std::free(p); }));
+    }
+    require(number < given.size() && given[number].shape(0) == shape[0] && given[number].shape(1) == shape[1],
+            "outputs: one per matrix, of its shape");
+    return Out<T, 2>(given[number].data(), 2, shape, nb::cast(given[number]));
+}
+
+// Into the arrays given, or new ones where there are none.
 template <typename T>
 std::vector<Out<T, 2>> decode_matrices(const TableSet& tables, const std::vector<StreamTuple>& streams,
-                                       const std::vector<MatrixTuple>& tuples, int lanes, int threads) {
+                                       const std::vector<MatrixTuple>& tuples, int lanes, int threads,
+                                       const std::vector<InOut<T, 2>>& given) {
     constexpr Format format = sizeof(T) == 4 ? Format::kFloat32 : Format::kBfloat16;
     require(lanes >= 1 && lanes <= kMaxLanes, "stream: lanes are not 1 to 32");
     std::vector<DescribedMatrix> matrices;
-    std::vector<std::unique_ptr<T, decltype(&std::free)>> tiles;
+    std::vector<size_t> starts;
     std::vector<Out<T, 2>> decoded;
+    size_t entries = 0;
     for (const MatrixTuple& tuple : tuples) {
         matrices.push_back(std::make_from_tuple<DescribedMatrix>(tuple));
         const DescribedMatrix& matrix = matrices.back();
         matrix.check(tables.classes());
-        const size_t strips = (matrix.columns() + lanes - 1) / lanes;
-        tiles.emplace_back(static_cast<T*>(allocate_pages(strips * lanes * matrix.rows() * sizeof(T))), &std::free);
-        auto* data = static_cast<T*>(allocate_pages(matrix.rows() * matrix.columns() * sizeof(T)));
-        nb::capsule owner(data, [](void* p) noexcept { std::free(p); });
-        const size_t shape[2] = {matrix.rows(), matrix.columns()};
-        decoded.emplace_back(data, 2, shape, owner);
+        starts.push_back(entries);
+        entries += (matrix.columns() + lanes - 1) / lanes * lanes * matrix.rows();
+        decoded.push_back(output(matrix, given, matrices.size() - 1));
     }
+    thread_local Tiles kept;
+    auto* tiles = static_cast<T*>(kept.reserve(entries * sizeof(T)));
     const std::vector<ValueStream> work = value_streams(streams, matrices, lanes, [&](size_t number, size_t first) {
-        return tiles[number].get() + first * matrices[number].rows();
+        return tiles + starts[number] + first * matrices[number].rows();
     });
     const nb::gil_scoped_release release;
     decode_values(tables, work, format, threads);
     for (size_t number = 0; number < matrices.size(); ++number)
-        untile(tiles[number].get(), matrices[number].rows(), matrices[number].columns(), lanes,
+        untile(tiles + starts[number], matrices[number].rows(), matrices[number].columns(), lanes,
                matrices[number].places.data(), format, decoded[number].data(), threads);
+    kept.release(kMostKept);
     return decoded;
 }
 
@@ -128,8 +173,10 @@ void bind_decoding(nb::module_& m) {
         const nb::gil_scoped_release release;
         decode_values(tables, work, Format::kBfloat16, threads);
     });
-    m.def("decode_float32", &decode_matrices<float>);
-    m.def("decode_bfloat16", &decode_matrices<uint16_t>);
+    m.def("decode_float32", &decode_matrices<float>, nb::arg("tables"), nb::arg("streams"), nb::arg("matrices"),
+          nb::arg("lanes"), nb::arg("threads"), nb::arg("outputs") = std::vector<InOut<float, 2>>());
+    m.def("decode_bfloat16", &decode_matrices<uint16_t>, nb::arg("tables"), nb::arg("streams"), nb::arg("matrices"),
+          nb::arg("lanes"), nb::arg("threads"), nb::arg("outputs") = std::vector<InOut<uint16_t, 2>>());
 }
 
 }  // namespace trueaxis

@@ -60,12 +60,25 @@ def reconstruct(
     """float32 [columns, rows] values of indices; offsets int8 [2, classes, 2], steps float32."""
 
 def decode_float32(
-    tables: TableSet, streams: Sequence[_Stream], matrices: Sequence[_Matrix], lanes: int, threads: int
+    tables: TableSet,
+    streams: Sequence[_Stream],
+    matrices: Sequence[_Matrix],
+    lanes: int,
+    threads: int,
+    outputs: Sequence[_Array] = (),
 ) -> list[_Array]:
-    """float32 [rows, columns] values of every matrix: `reconstruct` of `decode_stream` in one pass."""
+    """float32 [rows, columns] values of every matrix: `reconstruct` of `decode_stream` in one pass.
+
+    They are new arrays, or `outputs`, one for each matrix, filled in place.
+    """
 
 def decode_bfloat16(
-    tables: TableSet, streams: Sequence[_Stream], matrices: Sequence[_Matrix], lanes: int, threads: int
+    tables: TableSet,
+    streams: Sequence[_Stream],
+    matrices: Sequence[_Matrix],
+    lanes: int,
+    threads: int,
+    outputs: Sequence[_Array] = (),
 ) -> list[_Array]:
     """The same rounded to bfloat16, its bits as uint16."""
 

@@ -154,6 +154,19 @@ def test_random_streams_are_refused(instruction_set: str) -> None:
             decode_values(damaged, tables, True, 1)
 
 
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_decoding_into_an_array_that_is_there(bfloat16: bool) -> None:
+    matrix = make(4, 33, 70, 4)
+    tables = tables_for([matrix])
+    header = header_of(matrix, tables, 32, 1)
+    out = np.zeros((33, 70), np.uint16 if bfloat16 else np.float32)
+    found = decode_values(header, tables, bfloat16, 2, out)
+    assert np.shares_memory(found, out)
+    np.testing.assert_array_equal(out, decode_values(header, tables, bfloat16, 1))
+    with pytest.raises(FormatError, match="of its shape"):
+        decode_values(header, tables, bfloat16, 2, out[:, :69].copy())
+
+
 def test_descriptions_are_checked() -> None:
     matrix = make(2, 6, 8, 1)
     tables = tables_for([matrix])

@@ -10,6 +10,7 @@ share streams with their neighbours. The byte layout is in docs/format.md.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -130,14 +131,28 @@ def unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
         raise FormatError(f"residual record: {error}; the file is damaged") from error
 
 
-def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
-    trellis, resolution, shift, modes = payload[:4]
-    position = 4
-    numbers = []
+def shared_stream(payload: bytes) -> int | None:
+    """Number of the shared stream that holds the indices of a `residual` record, or None.
+
+    Raises:
+        ValueError, IndexError: The payload is damaged.
+    """
+    shared = _numbers(payload)[0][3]
+    return shared - 1 if shared else None
+
+
+def _numbers(payload: bytes) -> tuple[list[int], int]:
+    """(group, lanes, strips per stream, shared stream + 1, bytes of side information), and the position after them."""
+    numbers, position = [], 4
     for _ in range(5):
         number, position = unpack_varint(payload, position)
         numbers.append(number)
-    group, lanes, strips_per_stream, shared, side_bytes = numbers
+    return numbers, position
+
+
+def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
+    trellis, resolution, shift, modes = payload[:4]
+    (group, lanes, strips_per_stream, shared, side_bytes), position = _numbers(payload)
     if (
         modes > 63
         or resolution == 0
@@ -227,10 +242,13 @@ def _unpack_shared(payload: bytes) -> tuple[int, bytes, bytes]:
     return lanes, payload[position : position + length], payload[position + length :]
 
 
-def decode_values(header: ResidualHeader, tables: Tables, bfloat16: bool, threads: int) -> Array:
+def decode_values(
+    header: ResidualHeader, tables: Tables, bfloat16: bool, threads: int, out: Array | None = None
+) -> Array:
     """Ŵ [m, n] of a matrix with its own streams: float32, or the bits of bfloat16 as uint16.
 
-    The same values as `dequantize` of `decode_indices`, in one pass; streams are decoded in parallel.
+    The same values as `dequantize` of `decode_indices`, in one pass; streams are decoded in parallel. With `out`, an
+    array of that shape and dtype, they are written there.
 
     Raises:
         FormatError: A stream does not decode.
@@ -240,7 +258,8 @@ def decode_values(header: ResidualHeader, tables: Tables, bfloat16: bool, thread
         (stream, escapes, [(0, part.start, part.stop - part.start)])
         for part, (stream, escapes) in zip(ranges, header.streams, strict=True)
     ]
-    return _decode_values(streams, [header], tables, header.lanes, bfloat16, threads)[0]
+    outputs = [] if out is None else [out]
+    return _decode_values(streams, [header], tables, header.lanes, bfloat16, threads, outputs)[0]
 
 
 def decode_shared_values(payload: bytes, headers: list[ResidualHeader], tables: Tables, bfloat16: bool) -> list[Array]:
@@ -261,14 +280,16 @@ def _decode_values(
     lanes: int,
     bfloat16: bool,
     threads: int,
+    outputs: Sequence[Array] = (),
 ) -> list[Array]:
     """Streams hold (number of the matrix, first column, columns) each."""
     for stream, _, ranges in streams:
         weights = sum(headers[number].rows * count for number, _, count in ranges)
         _check_length(stream, weights, tables, lanes)
     decode = _core.decode_bfloat16 if bfloat16 else _core.decode_float32
+    described = [_described(header, tables) for header in headers]
     try:
-        return decode(tables.coder, streams, [_described(header, tables) for header in headers], lanes, threads)
+        return decode(tables.coder, streams, described, lanes, threads, outputs)
     except ValueError as error:
         raise FormatError(f"stream: {error}; the file is damaged") from error
 

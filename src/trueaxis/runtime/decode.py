@@ -25,6 +25,7 @@ from trueaxis.entropy.stream import (
 )
 from trueaxis.header import DTYPES, TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
+from trueaxis.quantize.grid import steps
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.base_model import BaseModel, find_base
 from trueaxis.runtime.bitplanes import needs_base
@@ -43,6 +44,7 @@ TORCH_NAMES = {
     "F8_E5M2": "float8_e5m2", "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16",
     "U32": "uint32", "I32": "int32", "U64": "uint64", "I64": "int64",
 }  # fmt: skip
+LARGEST_VALUE = 1 << 27  # above |u| + |o|, with room for rounding to bfloat16
 
 
 class Decoder:
@@ -139,7 +141,8 @@ class Decoder:
                 value[index] = self._matrix(info, parts, first, exact)
         if base is not None:
             value = value + torch.from_numpy(base).view(own).reshape(info.shape).float()
-        _check_finite(info.name, value)
+        if base is not None or not all(map(_is_bounded, parts)):
+            _check_finite(info.name, value)
         return value.to(dtype or own)
 
     def _planes(self, info: TensorInfo, records: Sequence[Record], dtype: torch.dtype) -> torch.Tensor:
@@ -183,7 +186,7 @@ class Decoder:
         info = self.container.tensors[name]
         parts = matrices(info, self.container.records(name))
         try:
-            return [part.header() for part in parts]
+            return [part.header for part in parts]
         except FormatError as error:
             raise FormatError(f"{name}: {error}") from error
 
@@ -275,7 +278,7 @@ class Decoder:
         if self._tables is None:
             raise FormatError(f"{info.name}: the file holds no tables")
         try:
-            header = part.header()
+            header = part.header
             if header.shared is None:
                 return decode_values(header, self._tables, bfloat16, self._threads)
             return self._shared_values(header.shared, self._tables, bfloat16)[info.name, index]
@@ -299,12 +302,12 @@ class Decoder:
         members: list[list[tuple[str, int]]] = [[] for _ in self._shared]
         latest = 0
         for name in self.names():
-            for index, header in enumerate(self.residuals(name)):
-                if header.shared is None:
+            for index, part in enumerate(matrices(self.container.tensors[name], self.container.records(name))):
+                if (shared := part.shared(name)) is None:
                     continue
-                if not latest <= header.shared < len(members):
-                    raise FormatError(f"{name}: shared stream {header.shared} is missing or out of order")
-                latest = header.shared
+                if not latest <= shared < len(members):
+                    raise FormatError(f"{name}: shared stream {shared} is missing or out of order")
+                latest = shared
                 members[latest].append((name, index))
         return members
 
@@ -316,6 +319,16 @@ def _is_alias(records: Sequence[Record]) -> bool:
 def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     """Floats in a dtype; other numbers stay what they are."""
     return value.to(dtype) if dtype is not None and value.is_floating_point() else value
+
+
+def _is_bounded(part: Matrix) -> bool:
+    """Whether no index of the format can make a value infinite: what needs no look at the values."""
+    if part.transforms or part.factor or part.source is not None:
+        return False
+    grid = part.header.grid
+    with np.errstate(over="ignore"):
+        largest = steps(grid.column_codes.max(), grid.resolution) * steps(grid.row_codes.max(), grid.resolution)
+        return bool(np.isfinite(largest * np.float32(LARGEST_VALUE)))
 
 
 def _check_finite(name: str, value: torch.Tensor) -> None:
