@@ -7,7 +7,7 @@ TRANSFORMERS ?= 5.0.0
 PEERS ?= hqq bitsandbytes torchao gptqmodel llama_cpp zipnn
 PACKAGES_llama_cpp := llama-cpp-python gguf
 
-.PHONY: demo test test-transformers lint format bench bench-peers clean
+.PHONY: demo test test-transformers lint format fuzz bench bench-peers clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt $(wildcard cpp/*)
 	$(PYTHON) -m venv $(VENV)
@@ -29,12 +29,17 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check src tests tools benchmarks fuzz
 	$(BIN)/ruff format --check src tests tools benchmarks fuzz
 	$(BIN)/pyright
-	$(BIN)/clang-format --dry-run --Werror cpp/*.cpp cpp/*.hpp
+	$(BIN)/clang-format --dry-run --Werror cpp/*.cpp cpp/*.hpp fuzz/*.cpp fuzz/*.hpp
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix src tests tools benchmarks fuzz
 	$(BIN)/ruff format src tests tools benchmarks fuzz
-	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp
+	$(BIN)/clang-format -i cpp/*.cpp cpp/*.hpp fuzz/*.cpp fuzz/*.hpp
+
+# Fuzz targets of the C++ that reads files, side by side; needs clang and no Python. make fuzz SECONDS=600
+SECONDS ?= 60
+fuzz:
+	fuzz/build run $(SECONDS)
 
 # Every model, recipe and installed peer: benchmarks/RESULTS.md and the README's first table. A run that was cut short
 # goes on where it ended; make bench BENCH="--models src/trueaxis/demo/model" limits it.

@@ -23,7 +23,7 @@ struct DescribedMatrix {
     size_t columns() const { return column_codes.shape(0); }
 
     void check(int classes) const {
-        constexpr int32_t limit = 1 << 30;
+        constexpr int32_t limit = (1 << 30) - 1;  // so that two codes add up
         const auto outside = [](int32_t code) { return code > limit || code < -limit; };
         require(shift >= 0 && shift <= 31, "matrix: shift is not 0 to 31");
         require(
@@ -34,7 +34,7 @@ struct DescribedMatrix {
                 "matrix: steps do not fit its codes");
         require(std::none_of(row_codes.data(), row_codes.data() + rows(), outside) &&
                     std::none_of(column_codes.data(), column_codes.data() + columns(), outside),
-                "matrix: a scale code is beyond 2^30");
+                "matrix: a scale code is beyond 2^30 - 1");
         for (size_t j = 0; j < columns(); ++j)
             require(groups.data()[j] >= 0 && static_cast<size_t>(groups.data()[j]) < row_steps.shape(1) &&
                         places.data()[j] < columns(),
