@@ -157,3 +157,10 @@ def test_refuses_to_compress_while_loading(tiny_llama: Path) -> None:
 
     with pytest.raises(TrueaxisError, match="it does not compress"):
         AutoModelForCausalLM.from_pretrained(tiny_llama, quantization_config=TrueaxisConfig())
+
+
+def test_other_forms_of_weights_are_refused(compressed_llama: Path) -> None:
+    config = AutoConfig.from_pretrained(compressed_llama)
+    config.quantization_config["resident"] = "compressed"
+    with pytest.raises(TrueaxisError, match="resident="):
+        AutoModelForCausalLM.from_pretrained(compressed_llama, config=config)

@@ -125,7 +125,7 @@ class Decoder:
 
         info = self.container.tensors[name]
         own = _torch_dtype(info)
-        parts = matrices(info, records)
+        parts = self._matrices(info, records)
         if not parts:
             return _cast(self._planes(info, records, own), dtype)
         base = self._beside(info, records)
@@ -141,8 +141,8 @@ class Decoder:
                 value[index] = self._matrix(info, parts, first, exact)
         if base is not None:
             value = value + torch.from_numpy(base).view(own).reshape(info.shape).float()
-        if base is not None or not all(map(_is_bounded, parts)):
-            _check_finite(info.name, value)
+        if base is not None or not all(map(is_bounded, parts)):
+            check_finite(info.name, value)
         return value.to(dtype or own)
 
     def _planes(self, info: TensorInfo, records: Sequence[Record], dtype: torch.dtype) -> torch.Tensor:
@@ -161,7 +161,7 @@ class Decoder:
         writable = np.require(entries.reshape(-1), requirements="W")  # a copy where it is a view of the payload
         value = torch.from_numpy(writable).view(dtype).reshape(info.shape)
         if payload[:1] != bytes([BITPLANES]) and info.dtype in DTYPES:
-            _check_finite(info.name, value)
+            check_finite(info.name, value)
         return value
 
     def _beside(self, info: TensorInfo, records: Sequence[Record]) -> Array | None:
@@ -184,7 +184,7 @@ class Decoder:
     def residuals(self, name: str) -> list[ResidualHeader]:
         """Parsed side information of every matrix of a quantized tensor; none for one stored exactly or tied."""
         info = self.container.tensors[name]
-        parts = matrices(info, self.container.records(name))
+        parts = self._matrices(info, self._records(name))
         try:
             return [part.header for part in parts]
         except FormatError as error:
@@ -225,13 +225,17 @@ class Decoder:
             raise FormatError(f"{name}: expected a record, found none; the file is damaged or newer")
         return records
 
+    def _matrices(self, info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
+        """Matrices of a tensor with these records."""
+        return matrices(info, records)
+
     def source(self, name: str) -> str | None:
         """Name of the tensor that is multiplied by a matrix to give this one, or None.
 
         Raises:
             FormatError: The records of `name` are damaged.
         """
-        parts = matrices(self.container.tensors[name], self._records(name))
+        parts = self._matrices(self.container.tensors[name], self._records(name))
         return parts[0].source if parts else None
 
     def _check_tied(self, info: TensorInfo, target: str) -> None:
@@ -321,7 +325,7 @@ def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
     return value.to(dtype) if dtype is not None and value.is_floating_point() else value
 
 
-def _is_bounded(part: Matrix) -> bool:
+def is_bounded(part: Matrix) -> bool:
     """Whether no index of the format can make a value infinite: what needs no look at the values."""
     if part.transforms or part.factor or part.source is not None:
         return False
@@ -331,7 +335,7 @@ def _is_bounded(part: Matrix) -> bool:
         return bool(np.isfinite(largest * np.float32(LARGEST_VALUE)))
 
 
-def _check_finite(name: str, value: torch.Tensor) -> None:
+def check_finite(name: str, value: torch.Tensor) -> None:
     import torch
 
     if value.numel() and not all(math.isfinite(end) for end in torch.aminmax(value)):  # NaN is both ends

@@ -33,7 +33,12 @@ SHARD_BYTES = 1 << 30
 class TrueaxisConfig(QuantizationConfigMixin):
     """The quantization_config entry of a compressed config.json; the choices of the run are in the weight files."""
 
-    def __init__(self, version: int = 0, **_: Any) -> None:
+    def __init__(self, version: int = 0, resident: str = "dense", **_: Any) -> None:
+        if resident != "dense":
+            raise TrueaxisError(
+                f"from_pretrained loads dense weights, not resident={resident!r}; trueaxis.load(DIR, resident=...) "
+                "gives a model of the same class"
+            )
         self.quant_method = METHOD  # type: ignore[assignment]
         self.version = version
         self.dequantize = True  # transformers then takes the entry off the loaded model, which is a dense one

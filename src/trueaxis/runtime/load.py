@@ -14,6 +14,7 @@ from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
+from trueaxis.runtime.resident import residence_of
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -31,29 +32,34 @@ def load(
     dtype: torch.dtype | None = None,
     base: str | Path | None = None,
     member: str | None = None,
+    resident: str = "dense",
 ) -> PreTrainedModel:
-    """An ordinary transformers model with dense weights.
+    """A transformers model: an ordinary one, or one whose weights stay small in memory.
 
     Args:
         path: Directory written by `trueaxis.compress`.
         dtype: Of the weights; by default what config.json says, as transformers does it.
         base: Directory of the base, where the file goes beside one and it does not lie next to `path`.
         member: Which one, where `path` is the root of a family.
+        resident: In what form weights are kept in memory: "dense", or "compressed", coded and decoded block by block
+            whenever the model runs (docs/runtime.md says what such a model can do).
 
     Returns:
         The model, in evaluation mode, with its generation settings; `trueaxis.hf` gives the same one.
 
     Raises:
         FormatError: The file is damaged; the message names the tensor.
+        TrueaxisError: There is no such form.
 
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
     path = member_path(path, member)
-    decoder = Decoder(path, base=base)
+    residence = residence_of(resident)
+    decoder = residence.open(Path(path), base)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
-    state = decoder.tensors(wanted)
+    state = residence.state(decoder, wanted)
     with quiet_loading():
         # transformers renames and fuses what the checkpoint names otherwise than the running model.
         model, found = cls.from_pretrained(
@@ -64,6 +70,7 @@ def load(
     model.config.name_or_path = str(path)
     if model.can_generate() and (Path(path) / GENERATION).is_file():
         model.generation_config = type(model.generation_config).from_pretrained(path)
+    residence.settle(model, decoder, wanted)
     return model.eval()
 
 

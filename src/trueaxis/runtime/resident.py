@@ -1,0 +1,106 @@
+"""Resident: in what form the weights of a loaded model are kept in memory.
+
+directory ─▶ decoder ─▶ state (tensors for transformers' loader) ─▶ model ─▶ settled
+
+dense         an ordinary model
+compressed    coded in memory, decoded block by block while the model runs: streams.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trueaxis.runtime.decode import Decoder
+from trueaxis.types import TrueaxisError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+SMALL = 1 << 16  # entries of a tensor stored exactly below which decoding it again and again would not pay
+
+
+class Residence(Protocol):
+    """A form of weights in memory."""
+
+    def open(self, path: Path, base: str | Path | None) -> Decoder:
+        """The decoder of a directory."""
+        ...
+
+    def state(self, decoder: Decoder, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """What transformers builds the model from."""
+        ...
+
+    def settle(self, model: PreTrainedModel, decoder: Decoder, dtype: torch.dtype) -> None:
+        """Finishes the model that was built."""
+        ...
+
+
+class Dense:
+    """Every weight decoded."""
+
+    def open(self, path: Path, base: str | Path | None) -> Decoder:
+        """A decoder that reads what it is asked for."""
+        return Decoder(path, base=base)
+
+    def state(self, decoder: Decoder, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """All tensors."""
+        return decoder.tensors(dtype)
+
+    def settle(self, model: PreTrainedModel, decoder: Decoder, dtype: torch.dtype) -> None:
+        """There is nothing left to do."""
+
+
+class Compressed:
+    """Matrices coded in memory."""
+
+    def open(self, path: Path, base: str | Path | None) -> Decoder:
+        """A decoder that holds what is coded."""
+        from trueaxis.runtime.held import HeldDecoder
+
+        return HeldDecoder(path, base=base)
+
+    def state(self, decoder: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Deferred matrices; vectors, small exact tensors, and a head made of another tensor decoded."""
+        from trueaxis.runtime.deferred import deferred
+
+        found: dict[str, torch.Tensor] = {}
+        targets = {name: decoder.alias(name) or name for name in decoder.names()}
+        for name in dict.fromkeys(targets.values()):
+            shape = decoder.container.tensors[name].shape
+            if is_streamed(decoder, name):
+                found[name] = deferred(name, shape, dtype)
+            else:
+                found[name] = decoder.tensor(name, dtype)
+        return {name: found[target] for name, target in targets.items()}
+
+    def settle(self, model: PreTrainedModel, decoder: Any, dtype: torch.dtype) -> None:
+        """Connects blocks to the decoder; a weight that no block can wait for is decoded once and for all."""
+        from trueaxis.runtime.streams import Streams, settle_deferred
+
+        settle_deferred(model, decoder, dtype)
+        model.requires_grad_(False)
+        Streams(model, decoder, dtype).attach(model)
+
+
+RESIDENCES: dict[str, type[Residence]] = {"dense": Dense, "compressed": Compressed}
+
+
+def residence_of(name: str) -> Residence:
+    """The form of this name.
+
+    Raises:
+        TrueaxisError: There is none.
+    """
+    if name not in RESIDENCES:
+        raise TrueaxisError(f"resident {name!r} is not one of: {', '.join(RESIDENCES)}")
+    return RESIDENCES[name]()
+
+
+def is_streamed(decoder: Any, name: str) -> bool:
+    """Whether a tensor stays coded: a matrix, or several, not made of another tensor, and large where it is exact."""
+    info = decoder.container.tensors[name]
+    if len(info.shape) < 2 or not decoder.dtype(name).is_floating_point or decoder.source(name) is not None:
+        return False
+    return decoder.is_quantized(name) or info.size >= SMALL

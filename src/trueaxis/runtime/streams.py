@@ -1,0 +1,268 @@
+"""Streams: a model whose weights stay coded in memory and are decoded block by block while it runs.
+
+    block i runs            its weights are views of one of two buffers
+    block i + 1 decodes     on another thread, into the other buffer
+    anywhere else           a weight is a `Deferred`: shape and dtype, no memory
+
+Blocks are the members of the model's topmost lists of modules, and every embedding or linear layer outside of them that
+has coded weights. Which block follows which is learned while they run. Results are those of the dense model, bit for
+bit; memory is that of the file, of what is small or stored exactly, and of two blocks.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from trueaxis.runtime.deferred import Deferred, Source, Step, value
+from trueaxis.runtime.held import HeldDecoder
+from trueaxis.types import TrueaxisError
+
+ALIGNMENT = 64  # bytes
+
+
+@dataclass(eq=False)
+class Block:
+    """What is decoded together.
+
+    Attributes:
+        name: Of its module.
+        places: (module, attribute, weight) of every coded weight.
+        follower: The block that ran after it the last time.
+    """
+
+    name: str
+    places: list[tuple[nn.Module, str, Deferred]]
+    follower: Block | None = field(default=None, repr=False)
+
+    def layout(self) -> list[tuple[Deferred, int]]:
+        """Every weight once, and where its bytes begin."""
+        starts, end = {}, 0
+        for _, _, weight in self.places:
+            if id(weight.origin) not in starts:
+                starts[id(weight.origin)] = (weight, end)
+                end += -(-weight.numel() * weight.element_size() // ALIGNMENT) * ALIGNMENT
+        return list(starts.values())
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its decoded weights."""
+        weight, start = self.layout()[-1]
+        return start + -(-weight.numel() * weight.element_size() // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(eq=False)
+class Slot:
+    """One of the two buffers, and what is, or is being, decoded into it."""
+
+    buffer: torch.Tensor
+    block: Block | None = None
+    decoded: Future[dict[int, torch.Tensor]] | None = None
+
+
+class Streams(nn.Module):
+    """Part of a model with coded weights: feeds its blocks, and refuses what such a model cannot do.
+
+    Args:
+        model: Whose coded weights are `Deferred`.
+        decoder: Of their file.
+        dtype: In which tensors are decoded before the loader's own operations.
+    """
+
+    def __init__(self, model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._decoder, self._dtype = decoder, dtype
+        self._blocks = list(_blocks(model))
+        for block, follower in zip(self._blocks, self._blocks[1:] + self._blocks[:1], strict=True):
+            block.follower = follower
+        size = max((block.size_bytes for block in self._blocks), default=0)
+        with torch.inference_mode(False):  # the other thread fills them outside of that mode
+            self._slots = [Slot(torch.empty(size, dtype=torch.uint8)) for _ in range(2)]
+        self._worker = ThreadPoolExecutor(1, "trueaxis-decode")
+        self._running: Block | None = None
+        self._latest: Block | None = None
+        self._in_state: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
+
+    @property
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes of the coded weights and of the two buffers."""
+        return {"coded": self._decoder.held_bytes, "buffers": sum(slot.buffer.numel() for slot in self._slots)}
+
+    def attach(self, model: nn.Module) -> None:
+        """Lets the model's blocks ask for their weights."""
+        modules = dict(model.named_modules())
+        for block in self._blocks:
+            module = modules[block.name]
+            module.register_forward_pre_hook(_before(self, block), with_kwargs=True)
+            module.register_forward_hook(_after(self, block), always_call=True)
+            for owner, _, _ in block.places:
+                owner.register_state_dict_post_hook(_in_state(self))
+        model._modules = {"streams": self, **model._modules}  # first: refuses before anything has changed
+
+    def enter(self, block: Block, arguments: Any) -> None:
+        """Before a block runs: its weights are there, and the next one's are on their way."""
+        if self._running is not None:
+            raise TrueaxisError(
+                f"{block.name}: {self._running.name} still runs; coded weights serve one pass at a time"
+            )
+        if torch.is_grad_enabled() and any(one.requires_grad for one in arguments if isinstance(one, torch.Tensor)):
+            raise TrueaxisError(f"{block.name}: coded weights have no gradients; load with resident='dense' to train")
+        slot = self._slot_of(block)
+        assert slot.decoded is not None
+        try:
+            weights = slot.decoded.result()
+        except BaseException:
+            slot.block = None
+            raise
+        for owner, attribute, weight in block.places:
+            owner._parameters[attribute] = weights[id(weight.origin)]  # type: ignore[assignment]
+        if self._latest is not None:
+            self._latest.follower = block
+        self._running = self._latest = block
+        if block.follower is not None:
+            self._slot_of(block.follower)
+
+    def leave(self, block: Block) -> None:
+        """After a block ran, or failed."""
+        if self._running is block:
+            self._running = None
+            for owner, attribute, weight in block.places:
+                owner._parameters[attribute] = weight  # type: ignore[assignment]
+
+    def _slot_of(self, block: Block) -> Slot:
+        """Where a block is decoded, or will be: the buffer of neither the one that runs nor the one that ran last."""
+        for slot in self._slots:
+            if slot.block is block:
+                return slot
+        kept = (self._running, self._latest)
+        slot = next((slot for slot in self._slots if slot.block is None or slot.block not in kept), self._slots[0])
+        slot.block, slot.decoded = block, self._worker.submit(self._decode, block, slot.buffer)
+        return slot
+
+    def _decode(self, block: Block, buffer: torch.Tensor) -> dict[int, torch.Tensor]:
+        weights = {}
+        for weight, start in block.layout():
+            end = start + weight.numel() * weight.element_size()
+            view = buffer[start:end].view(weight.dtype).view(weight.shape)
+            if isinstance(weight.origin, Source):
+                self._decoder.fill(weight.origin.name, view)
+            else:
+                view.copy_(self._value(weight.origin))
+            weights[id(weight.origin)] = view
+        return weights
+
+    def _value(self, origin: Source | Step) -> torch.Tensor:
+        read: dict[str, torch.Tensor] = {}  # one that is split is decoded once
+
+        def tensor(name: str) -> torch.Tensor:
+            if name not in read:
+                read[name] = self._decoder.tensor(name, self._dtype)
+            return read[name]
+
+        return value(origin, tensor)
+
+    def into_state(self, module: nn.Module, state: dict[str, Any], prefix: str) -> None:
+        """Puts decoded weights into a state_dict; tied ones share memory there too."""
+        for attribute in module._parameters:
+            found = state.get(prefix + attribute)
+            if isinstance(found, Deferred):
+                decoded = self._in_state.get(id(found.origin))
+                if decoded is None:
+                    decoded = self._in_state[id(found.origin)] = self._value(found.origin)
+                state[prefix + attribute] = decoded
+
+    def train(self, mode: bool = True) -> Streams:
+        """Evaluation mode only."""
+        if mode:
+            raise TrueaxisError("coded weights serve inference; load with resident='dense' to train")
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Streams:
+        """What `to`, `half` and their like call on every module."""
+        probe = torch.empty(0, dtype=self._dtype)
+        changed = fn(probe)
+        if (changed.dtype, changed.device) != (probe.dtype, probe.device):
+            raise TrueaxisError(
+                f"coded weights stay {self._dtype} on cpu, not {changed.dtype} on {changed.device}; "
+                "load with that dtype, or with resident='dense'"
+            )
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TrueaxisError("a model with coded weights is not copied or pickled; load it again from its directory")
+
+
+def settle_deferred(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) -> None:
+    """Names the coded weights of a model, and decodes those that no module waits for: outside of the topmost lists,
+    only embeddings and linear layers do."""
+    members = tuple(f"{name}." for name in _members(model))
+    known: dict[int, nn.Parameter] = {}
+    for name, module in model.named_modules():
+        waits = f"{name}.".startswith(members) or isinstance(module, nn.Embedding | nn.Linear)
+        for attribute, weight in list(module._parameters.items()):
+            if not isinstance(weight, Deferred):
+                continue
+            if waits:
+                weight.coded = f"{name}.{attribute}"
+                continue
+            if id(weight.origin) not in known:
+                found = value(weight.origin, lambda source: decoder.tensor(source, dtype))
+                known[id(weight.origin)] = nn.Parameter(found, requires_grad=False)
+            module._parameters[attribute] = known[id(weight.origin)]
+
+
+def _members(model: nn.Module) -> list[str]:
+    """Names of the members of the topmost lists."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and not f"{name}.".startswith(tuple(found)):
+            found += [f"{name}.{place}." for place in range(len(module))]
+    return [name[:-1] for name in found]
+
+
+def _blocks(model: nn.Module) -> Iterator[Block]:
+    """Members of the topmost lists, and other modules with coded weights, in the order of the model."""
+    members = _members(model)
+    inside = tuple(f"{name}." for name in members)
+    for name, module in model.named_modules():
+        if name.startswith(inside):
+            continue
+        places = [
+            (owner, attribute, weight)
+            for owner in (module.modules() if name in members else [module])
+            for attribute, weight in owner._parameters.items()
+            if isinstance(weight, Deferred)
+        ]
+        if places:
+            yield Block(name, places)
+
+
+def _before(streams: Streams, block: Block) -> Any:
+    """The hook that runs outside of compiled graphs."""
+
+    @torch.compiler.disable
+    def hook(module: nn.Module, arguments: Any, options: Any) -> None:
+        streams.enter(block, (*arguments, *options.values()))
+
+    return hook
+
+
+def _after(streams: Streams, block: Block) -> Any:
+    @torch.compiler.disable
+    def hook(module: nn.Module, arguments: Any, result: Any) -> None:
+        streams.leave(block)
+
+    return hook
+
+
+def _in_state(streams: Streams) -> Any:
+    def hook(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+        streams.into_state(module, state, prefix)
+
+    return hook
