@@ -267,6 +267,48 @@ def transformed(values: Array, payloads: list[bytes]) -> Array:
     return values
 
 
+def coded_rows(cursor: Bytes, count: int, size: int) -> Array:
+    """A factor [count, size], float32."""
+    contexts = [0] * count + [1] * size + [2 + k * min(count, 30) // count for k in range(count) for _ in range(size)]
+    numbers = integers(cursor.take(cursor.varint()), contexts)
+    rows = [step(int(code), 4) for code in np.cumsum(numbers[:count])]
+    columns = [step(int(code), 4) for code in np.cumsum(numbers[count : count + size])]
+    entries = np.array(numbers[count + size :], np.float32).reshape(count, size)
+    return entries * (np.array(rows, np.float32)[:, None] * np.array(columns, np.float32))
+
+
+def hats(knots: int, size: int) -> Array:
+    """[size, knots]."""
+    found = np.ones((size, knots), np.float32)
+    for i in range(size):
+        for k in range(knots if knots > 1 else 0):
+            found[i, k] = max(size - 1 - abs(i * (knots - 1) - k * (size - 1)), 0) / (size - 1)
+    return found
+
+
+def shared_matrices(payload: bytes, m: int, n: int) -> tuple[Array, str, Array | None]:
+    """(θ, name of the tensor that holds the matrices, or the matrices)."""
+    cursor = Bytes(payload)
+    count = cursor.varint()
+    weights = np.frombuffer(cursor.take(4 * count), "<f4")
+    name = cursor.take(cursor.varint()).decode()
+    return weights, name, None if name else coded_rows(cursor, count * m, n).reshape(count, m, n)
+
+
+def term(payload: bytes, m: int, n: int, holders: dict[str, Array]) -> Array:
+    """What is added to a residual [m, n]."""
+    if payload[1] == 3:
+        weights, name, own = shared_matrices(payload[2:], m, n)
+        total = np.zeros((m, n))
+        for weight, matrix in zip(weights.tolist(), holders[name] if own is None else own, strict=True):
+            total = total + weight * matrix.astype(np.float64)
+        return total.astype(np.float32)
+    cursor = Bytes(payload[2:])
+    rank = cursor.varint()
+    left = hats(rank, m) if payload[1] == 1 else coded_rows(cursor, rank, m).T
+    return product(left, hats(rank, n).T if payload[1] == 2 else coded_rows(cursor, rank, n))
+
+
 def multiplied(left: Array, right: Array) -> Array:
     """A·S in whole numbers of 20 bits times powers of two."""
     rows, columns = [whole_numbers(row) for row in left], [whole_numbers(column) for column in right.T]
@@ -404,6 +446,7 @@ class Oracle:
             name: [(kind, payload) for kind, payload, _ in records(extent)]
             for name, extent in zip(self.shapes, extents, strict=True)
         }
+        self.functions: dict[tuple[str, int], bytes] = {}
         self.matrices = {name: self._matrices(name) for name in self.shapes}
 
     def _matrices(self, name: str) -> list[tuple[list[bytes], Coded, str]]:
@@ -424,6 +467,9 @@ class Oracle:
                 found.append((turns, read_residual(payload, rank or m, n), "right" if rank else ""))
                 turns, rank = [], 0
             elif kind == FUNCTION:
+                if payload[0] == 1:
+                    self.functions[name, len(found)] = payload
+                    continue
                 assert payload[0] == 0
                 rank = Bytes(payload[1:]).varint()
         return found
@@ -447,11 +493,25 @@ class Oracle:
         """float32 values of every slice."""
         parts = self.matrices[name]
         values = [values_of(coded, indices[name, number], self.tables) for number, (_, coded, _) in enumerate(parts)]
+        for number, found in enumerate(values):
+            if (name, number) in self.functions:
+                values[number] = found + term(self.functions[name, number], *found.shape, self._holders)
         return [
             transformed(product(*values[number : number + 1 + (side == "left")]), turns)
             for number, (turns, _, side) in enumerate(parts)
             if side != "right"
         ]
+
+    @cached_property
+    def _holders(self) -> dict[str, Array]:
+        """Matrices that tensors hold for others."""
+        found = {}
+        for (name, number), payload in self.functions.items():
+            if payload[1] == 3 and number == 0:
+                own = shared_matrices(payload[2:], *self.matrices[name][0][1].shape)[2]
+                if own is not None:
+                    found[name] = own
+        return found
 
     def _base(self, name: str) -> bytes:
         """Bits of the base's tensor, proved by their hash."""

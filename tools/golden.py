@@ -35,6 +35,7 @@ from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.planes import pack_planes
+from trueaxis.runtime.terms import ColumnSplines, Product, Rows, RowSplines, Shared, pack_term
 from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
 from trueaxis.types import Array, Contexts, Grid, Quantized
 
@@ -300,6 +301,45 @@ def member(path: Path) -> None:
     write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries, base="bits")
 
 
+def coded_rows(seed: int, count: int, size: int) -> Rows:
+    """A factor [count, size] whose rows and columns have different steps."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(count, size))
+    return Rows.rounded(values, 2.0 ** rng.normal(-3, 1, count), 2.0 ** rng.normal(0, 1, size))
+
+
+def sums(path: Path) -> None:
+    """Every term beside a residual: of a tensor, transposed, reflected, of a slice; one shared by three tensors."""
+    m, n = ROWS_OF_ALL, COLUMNS_OF_ALL
+    weights = np.array([[0.5, -2.0], [1.0, 0.25], [-0.75, 3.0]], np.float32)
+    terms = [
+        Product(coded_rows(1, 3, m), coded_rows(2, 3, n)),
+        RowSplines(coded_rows(3, 1, n), m),
+        RowSplines(coded_rows(4, 5, n), m),
+        ColumnSplines(coded_rows(5, 4, m), n),
+        Shared(weights[0], (m, n), coded_rows(6, 2 * m, n)),
+        Shared(weights[1], (m, n), None, "sum.4"),
+        Shared(weights[2], (m, n), None, "sum.4"),
+    ]
+    members = [matrix(170 + number) for number in range(len(terms) + 2)]
+    tables = tables_of(members)
+    payloads = [pack_residual(one, tables, 4, 100) for one in members]
+    entries = []
+    for number, term in enumerate(terms):
+        turns, transposed = [Reflection(COLUMNS)] * (number == 3), number in (0, 5)
+        records = matrix_records(payloads[number], None, transposed, turns, None, pack_term(term))
+        entries.append(
+            Entry(f"sum.{number}", (n, m) if transposed else (m, n), "BF16" if number % 2 else "F32", records)
+        )
+    sliced = [
+        record
+        for index, term in enumerate((terms[2], terms[0]))
+        for record in matrix_records(payloads[len(terms) + index], index, False, (), None, pack_term(term))
+    ]
+    entries.append(Entry("experts", (2, m, n), "F16", tuple(sliced)))
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
+
+
 def llama(path: Path) -> None:
     """A model from `trueaxis.compress` itself."""
     with tempfile.TemporaryDirectory() as folder:
@@ -324,6 +364,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "bits": bits,
     "beside": beside,
     "member": member,
+    "sums": sums,
     "llama": llama,
 }
 

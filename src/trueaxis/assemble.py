@@ -91,6 +91,7 @@ def assemble(
     transforms: Mapping[str, Sequence[Transform]] | None = None,
     sources: Mapping[str, str] | None = None,
     bases: Mapping[str, bytes] | None = None,
+    functions: Mapping[str, bytes] | None = None,
 ) -> Assembled:
     """All files of the compressed model, in memory.
 
@@ -105,6 +106,7 @@ def assemble(
         transforms: Name of a matrix → the transforms that lead back from its coordinates.
         sources: Name of a matrix → name of the tensor that it multiplies; the product has the matrix's name.
         bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
+        functions: Name of a matrix → payload of the record of what is added to its residual.
     """
     sources = sources or {}
     groups = _shared_groups(matrices, stage)
@@ -121,7 +123,8 @@ def assemble(
     for (weight, _), payload in zip(matrices, payloads, strict=True):
         whole = weight.name.removesuffix(f"#{weight.factor}") if weight.factor else weight.name
         steps, source = (transforms or {}).get(whole, ()), sources.get(weight.name)
-        found = matrix_records(payload, weight.slice, weight.transposed, steps, source)
+        function = (functions or {}).get(weight.name, b"")
+        found = matrix_records(payload, weight.slice, weight.transposed, steps, source, function)
         records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
     originals = {name: checkpoint.entries[sources.get(name, name)] for name in records}
     for name, fingerprint in (bases or {}).items():

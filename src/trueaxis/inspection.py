@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
         spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
         tensors: name, shape, dtype, storage ("quantized", "exact", these before "beside BASE", "tied
         to NAME" or "NAME times a matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or
-        one per slice), shared_streams (their numbers). `report` is the object that compression left behind, or None.
+        one per slice), shared_streams (their numbers), function_bits and residual_bits (of its own records of f and r,
+        W = f + r), estimated_saved_bits (against r = W alone, from the report; 0 where there is no f). `report` is the
+        object that compression left behind, or None.
         Of the root of a family: file_bytes of all and of family.json; `base` and `members`, each a name and such an
         object.
 
@@ -38,6 +41,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
         return {"file_bytes": total, "base": base, "members": members}
     decoder = Decoder(path)
     container = decoder.container
+    report = _report(Path(path), set(container.tensors))
+    functions = report.get("functions", []) if report else []
+    saved = {row["name"]: row["estimated_saved_bits"] for row in functions}
     file_bytes, parameters = container.file_bytes, container.header["parameters"]
     return {
         "parameters": parameters,
@@ -47,12 +53,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "recipe": container.header["recipe"],
         "spent_bytes": _spent_bytes(decoder, file_bytes),
         "shards": len([file for file in container.files if file.suffix == ".safetensors"]),
-        "tensors": [_describe(decoder, name) for name in decoder.names()],
-        "report": _report(Path(path), set(container.tensors)),
+        "tensors": [_describe(decoder, name, saved) for name in decoder.names()],
+        "report": report,
     }
 
 
-def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
+def _describe(decoder: Decoder, name: str, saved: Mapping[str, float]) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)
     beside = any(record.type == RecordType.BASE for record in decoder.container.records(name))
@@ -66,8 +72,16 @@ def _describe(decoder: Decoder, name: str) -> dict[str, Any]:
         "own_bytes": info.length,
         "matrices": len(headers),
         "shared_streams": sorted({header.shared for header in headers if header.shared is not None}),
+        "function_bits": _bits(decoder, name, RecordType.FUNCTION),
+        "residual_bits": _bits(decoder, name, RecordType.RESIDUAL),
+        "estimated_saved_bits": saved.get(name, 0.0),
         "storage": quantized if headers else f"tied to {target}" if target else exact,
     }
+
+
+def _bits(decoder: Decoder, name: str, kind: RecordType) -> int:
+    """Of a tensor's payloads of one type; streams that several share are not among them."""
+    return 8 * sum(len(record.payload) for record in decoder.container.records(name) if record.type == kind)
 
 
 def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
@@ -81,7 +95,7 @@ def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
         spent["indices"] += coded
         spent["side_information"] -= coded
         for record in container.records(name):
-            if record.type == RecordType.RESIDUAL:
+            if record.type in (RecordType.RESIDUAL, RecordType.FUNCTION):
                 spent["side_information"] += len(record.payload)
             elif record.type == RecordType.PLANES:
                 spent["exact"] += len(record.payload)

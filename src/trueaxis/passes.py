@@ -20,7 +20,7 @@ from trueaxis.quantize.outcome import Residuals, packed, unpacked
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
 from trueaxis.stages import Coder, Effort
-from trueaxis.types import Aligned, Metric, Quantized, Weight
+from trueaxis.types import Aligned, Function, Metric, Quantized, Weight
 
 Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]
 """(matrices, their tables) ─▶ the files."""
@@ -36,6 +36,8 @@ class Job:
         aligned: The matrix in its coordinates.
         plan: Of what is coded.
         coded: What is coded: the matrix or a factor.
+        function: Payload of the record of what is added to its residual, b"" for nothing.
+        told: What is known of that, for the report.
     """
 
     weight: Weight
@@ -43,6 +45,8 @@ class Job:
     aligned: Aligned
     plan: Plan
     coded: Weight
+    function: bytes = b""
+    told: Function | None = None
 
 
 def first_tables(jobs: Sequence[Job], effort: Effort) -> Tables:

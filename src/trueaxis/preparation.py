@@ -25,6 +25,7 @@ from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
+from trueaxis.function.select import SELECTORS
 from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import blind_spots
 from trueaxis.metric.sketch import sketch
@@ -100,15 +101,17 @@ class Prepared:
         """
 
         transforms = {job.weight.name: job.aligned.transforms for job in self.jobs}
+        functions = {job.coded.name: job.function for job in self.jobs if job.function}
 
         def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
             return assemble(
                 self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
-                transforms, self.sources, self.bases,
+                transforms, self.sources, self.bases, functions,
             )  # fmt: skip
 
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
         size, fixed = sum(job.coded.size for job in self.jobs), sum(entry.stored_bytes for entry in self.exact)
+        fixed += sum(map(len, functions.values()))
         plans = [job.plan for job in self.jobs]
         start, finest = first_c(plans, 8.0 * max(target - fixed, 1)), finest_c(plans)
         tables, learning, taught = first_tables(self.jobs, effort), effort.learning_passes, effort.taught
@@ -170,6 +173,7 @@ class Prepared:
                 recipe=self.recipe.to_json(), recipe_hash=self.recipe.hash, calibration=self.header["calibration"],
                 tensors=rows, notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
                 evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
+                functions=tuple(job.told for job in self.jobs if job.told is not None),
                 inputs=dict(inputs or {}),
             )  # fmt: skip
 
@@ -255,7 +259,8 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
     jobs = [job for group in ordered_map(prepared, spaces, threads) for job in group]
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
-    return [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+    jobs = [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+    return SELECTORS[type(recipe.function)](recipe.function, jobs, network.target_bits)
 
 
 def _as_aligned(coded: Coded, aligned: Aligned) -> bool:

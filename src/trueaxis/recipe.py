@@ -38,6 +38,7 @@ from trueaxis.stages import (
     Rans,
     RansPooled,
     RoundToNearest,
+    Selected,
     WaterSic,
     WaterSicCore,
 )
@@ -58,7 +59,7 @@ class Recipe:
     """
 
     align: Identity | Gauge = field(default_factory=Gauge)
-    function: NoFunction | LowRank = field(default_factory=NoFunction)
+    function: NoFunction | LowRank | Selected = field(default_factory=NoFunction)
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
     metric: Layerwise | Fisher = field(default_factory=Fisher)
@@ -69,6 +70,10 @@ class Recipe:
             raise TrueaxisError(
                 "recipe: entropy type rans-pooled does not go with quantize type feedback, which rounds against the "
                 "tables of classes; use rans"
+            )
+        if isinstance(self.tune, Gains) and isinstance(self.function, Selected):
+            raise TrueaxisError(
+                "recipe: tune type gains does not go with function type selected: gains would scale f too; use none"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -111,6 +116,7 @@ NAMED: dict[str, Recipe] = {
     "layerwise": Recipe(metric=Layerwise(), quantize=Feedback(row_exponent=0.5)),
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
+    "selected": Recipe(function=Selected()),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
     "tuned": Recipe(tune=Gains()),
     "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),

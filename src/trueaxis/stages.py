@@ -74,6 +74,11 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """Function: of every matrix the f of least total description length, or none; see function/select.py."""
+
+
+@dataclass(frozen=True)
 class Effort:
     """What a name of an effort stands for.
 
@@ -214,7 +219,7 @@ class Gains:
 STAGES: dict[str, dict[str, type]] = {
     "metric": {"layerwise": Layerwise, "fisher": Fisher},
     "align": {"identity": Identity, "gauge": Gauge, "learned": Learned},
-    "function": {"none": NoFunction, "lowrank": LowRank},
+    "function": {"none": NoFunction, "lowrank": LowRank, "selected": Selected},
     "quantize": {
         "feedback": Feedback,
         "rtn": RoundToNearest,

@@ -186,6 +186,24 @@ class Space:
 
 
 @dataclass(frozen=True)
+class Function:
+    """The f of a matrix W = f + r.
+
+    Attributes:
+        name: Of the matrix.
+        candidate: Which kind of f was chosen.
+        function_bits: Of its record, shared matrices that lie in it included.
+        estimated_saved_bits: By the whole of f + r against W, those bits counted; of a matrix whose record holds
+            what others share, less than nothing as a rule.
+    """
+
+    name: str
+    candidate: str
+    function_bits: int
+    estimated_saved_bits: float
+
+
+@dataclass(frozen=True)
 class Learning:
     """How axes were learned.
 
@@ -291,7 +309,8 @@ class CompressionReport:
     on: "source" ("text" or "sampled" from the model) and "tokens". `notes` are sentences on what calibration could not
     see: modules without a metric, experts without tokens. `evaluation` is there where a divergence was the target.
     `inputs` are digests of the model, texts and statistics, the recipe, the target and the seed it was made with.
-    `spaces` says which axes each space of the network got, `learning` how those of the recipe `learned` came about."""
+    `spaces` says which axes each space of the network got, `learning` how those of the recipe `learned` came about,
+    `functions` which matrices have an f."""
 
     file_bytes: int
     header_bytes: int
@@ -308,6 +327,7 @@ class CompressionReport:
     evaluation: Evaluation | None = None
     spaces: tuple[Space, ...] = ()
     learning: Learning | None = None
+    functions: tuple[Function, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
 
     @property

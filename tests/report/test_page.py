@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from trueaxis.report import page as pages
 from trueaxis.report.facts import read_facts
 from trueaxis.report.figure import digits, finite
 from trueaxis.report.structure import SHARES, energy_left
-from trueaxis.types import TrueaxisError
+from trueaxis.types import Function, TrueaxisError
 
 pytest.importorskip("plotly", reason="the report needs plotly (trueaxis[report])")
 
@@ -275,3 +276,13 @@ def test_energy_left_is_what_the_strongest_directions_do_not_hold(shape: tuple[i
         share = float(values[rank:].sum() / values.sum())
         assert found[int(np.argmin(np.abs(SHARES - rank / 16)))] == pytest.approx(share, abs=1e-9)
     assert not energy_left(np.zeros((4, 4)))[-1] > 1
+
+
+def test_functions_beside_residuals_are_told(tiny_llama: Path, compressed_llama: Path, tmp_path: Path) -> None:
+    """With the bits of f and what they save."""
+    statistics = compressed_llama.parent / "statistics.safetensors"
+    report = trueaxis.compress(tiny_llama, tmp_path / "out", bits=6, statistics=statistics, recipe="selected")
+    report = replace(report, functions=(Function("model.layers.0.mlp.up_proj.weight", "means", 1234, 5678.4),))
+    (tmp_path / "out" / "trueaxis.json").write_text(json.dumps(asdict(report)))
+    text = " ".join(Page(trueaxis.report(tmp_path / "out", tmp_path / "page.html")).text["function-residual"].split())
+    assert "1 matrices have an f, of 1,234 bits together" in text and "5,678 bits less" in text and "means" in text

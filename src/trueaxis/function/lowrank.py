@@ -22,7 +22,7 @@ from trueaxis.align.network import LARGEST_OCTAVES, Network
 from trueaxis.function.none import no_function
 from trueaxis.metric.metric import damped_cholesky
 from trueaxis.runtime.factors import smallest_rank
-from trueaxis.stages import LowRank, NoFunction
+from trueaxis.stages import LowRank, NoFunction, Selected
 from trueaxis.types import Aligned, Array, Coded, Metric, Weight
 
 HALVINGS = 50
@@ -79,7 +79,7 @@ def low_rank(stage: LowRank, network: Network) -> Factors:
     return Factors(network)
 
 
-FUNCTIONS = {NoFunction: no_function, LowRank: low_rank}
+FUNCTIONS = {NoFunction: no_function, LowRank: low_rank, Selected: no_function}
 
 
 def kept_rank(energies: Array, shape: tuple[int, int], water: float) -> int:

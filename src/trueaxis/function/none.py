@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from trueaxis.align.network import Network
-from trueaxis.stages import NoFunction
+from trueaxis.stages import NoFunction, Selected
 from trueaxis.types import Aligned, Coded, Weight
 
 
-def no_function(stage: NoFunction, network: Network) -> NoSplit:
+def no_function(stage: NoFunction | Selected, network: Network) -> NoSplit:
     """r = W. In place: nothing is copied."""
     return NoSplit()
 

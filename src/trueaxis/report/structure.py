@@ -9,6 +9,7 @@ over the depth, because a singular value decomposition costs more than all the r
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,7 +43,9 @@ def function_residual(facts: Facts) -> Figure:
     name, title = "function-residual", "Function and residual"
     if not any(map(decoder.residuals, decoder.names())):
         return Figure(name, title, "Every tensor of this file is kept exactly: there is neither f nor r.")
-    if products:
+    if functions := _functions(facts):
+        told = _sums_told(functions)
+    elif products:
         told = (
             f"This file stores {len(products)} matrices as f alone, products of two factors of rank "
             f"{min(products.values())} to {max(products.values())}; the rest is residual."
@@ -81,7 +84,7 @@ def function_residual(facts: Facts) -> Figure:
             ("kind", *(f"rank {share:.3g} of full" for share in SHOWN)),
             [(kind.name, *(_left(kind, share) for share in SHOWN)) for kind in found],
             folded=True,
-        ), *_stored(products)),
+        ), *_stored(products), *_sums(functions)),
     )  # fmt: skip
 
 
@@ -95,6 +98,30 @@ def _stored(products: dict[str, int]) -> list[Table]:
         return []
     rows = [(name, str(rank)) for name, rank in products.items()]
     return [Table("Matrices stored as products", ("tensor", "rank"), rows, folded=True)]
+
+
+def _functions(facts: Facts) -> list[dict[str, Any]]:
+    """Matrices with an f beside their residual, as the report of the compression has them."""
+    report = facts.inspection["report"]
+    return report.get("functions", []) if report else []
+
+
+def _sums_told(functions: list[dict[str, Any]]) -> str:
+    spent = sum(row["function_bits"] for row in functions)
+    saved = sum(row["estimated_saved_bits"] for row in functions)
+    return (
+        f"In this file {len(functions)} matrices have an f, of {spent:,} bits together; by estimate they take "
+        f"{saved:,.0f} bits less than as residuals alone."
+    )
+
+
+def _sums(functions: list[dict[str, Any]]) -> list[Table]:
+    rows = [
+        (row["name"], row["candidate"], f"{row['function_bits']:,}", f"{row['estimated_saved_bits']:,.0f}")
+        for row in functions
+    ]
+    columns = ("tensor", "f", "bits in f", "saved, estimated")
+    return [Table("Matrices stored as f + r", columns, rows, folded=True)] if rows else []
 
 
 def _rank(decoder: Decoder, name: str) -> int:

@@ -32,6 +32,7 @@ from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.factors import product
 from trueaxis.runtime.matrices import Matrix, alias_name, matrices
 from trueaxis.runtime.planes import BITPLANES, unpack_planes
+from trueaxis.runtime.terms import Shared, read_term
 from trueaxis.runtime.transforms import decoded, exact_product
 from trueaxis.types import Array, FormatError
 
@@ -269,13 +270,32 @@ class Decoder:
         import torch
 
         part = parts[index]
-        bfloat16 = dtype == torch.bfloat16 and not part.transforms and not part.factor
+        bfloat16 = dtype == torch.bfloat16 and not part.transforms and not part.factor and not part.function
         values = self._values(info, part, index, bfloat16)
         if part.factor:
             values = product(values, self._values(info, parts[index + 1], index + 1, False))
+        if part.function:
+            with np.errstate(over="ignore", invalid="ignore"):  # found out by the check for NaN and Inf
+                values = values + self._function(info, part)  # a copy: values of a shared stream are kept
         values = decoded(values, part.transforms)
         weight = torch.from_numpy(values).view(torch.bfloat16) if bfloat16 else torch.from_numpy(values)
         return weight.T.contiguous() if part.transposed else weight
+
+    def _function(self, info: TensorInfo, part: Matrix) -> Array:
+        """What is added to the values of a matrix: float32 [rows, columns]."""
+        try:
+            return read_term(part.function, part.rows, part.columns).values(self._bases)
+        except (ValueError, IndexError) as error:
+            raise FormatError(f"{info.name}: {error}; the file is damaged") from error
+
+    def _bases(self, name: str) -> Array:
+        """Matrices that a tensor's function record holds for others."""
+        if name in self.container.tensors:
+            for part in matrices(self.container.tensors[name], self._records(name))[:1]:
+                term = read_term(part.function, part.rows, part.columns) if part.function else None
+                if isinstance(term, Shared) and term.own is not None:
+                    return term.matrices()
+        raise ValueError(f"{name[:80]!r} holds no matrices for others")
 
     def _values(self, info: TensorInfo, part: Matrix, index: int, bfloat16: bool) -> Array:
         """What is coded: float32, or the bits of bfloat16."""
@@ -327,7 +347,7 @@ def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 
 def is_bounded(part: Matrix) -> bool:
     """Whether no index of the format can make a value infinite: what needs no look at the values."""
-    if part.transforms or part.factor or part.source is not None:
+    if part.transforms or part.factor or part.function or part.source is not None:
         return False
     grid = part.header.grid
     with np.errstate(over="ignore"):

@@ -1,7 +1,7 @@
 """The records of one tensor: which matrices it is made of.
 
     tensor = base? planes | alias | base? matrix | base? (slice matrix)+ | alias matrix
-    matrix = transpose? transform* (residual | function residual residual)
+    matrix = transpose? transform* (residual | function residual | function residual residual)
 
 Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
 and the tensor (or slice) is its transpose; other transforms act on what is coded. With an alias before it the matrix is
@@ -20,6 +20,7 @@ from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import DTYPES, TensorInfo
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.factors import read_rank
+from trueaxis.runtime.terms import SUM
 from trueaxis.runtime.transforms import LARGEST_PRODUCT, TRANSPOSE, parse_transform
 from trueaxis.types import FormatError, Transform
 
@@ -38,6 +39,7 @@ class Matrix:
         source: Name of the tensor that is multiplied by this matrix, or None.
         factor: "left" or "right" where it is a factor of the matrix, see factors.py; what is transposed or transformed
             is their product.
+        function: Payload of the record of what is added to it before its transforms, see terms.py; b"" for none.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class Matrix:
     payload: bytes
     source: str | None = None
     factor: Literal["", "left", "right"] = ""
+    function: bytes = b""
 
     @cached_property
     def header(self) -> ResidualHeader:
@@ -75,6 +78,7 @@ def matrix_records(
     transposed: bool,
     transforms: Sequence[Transform] = (),
     source: str | None = None,
+    function: bytes = b"",
 ) -> tuple[Record, ...]:
     """Records of one matrix: what `matrices` reads.
 
@@ -84,11 +88,14 @@ def matrix_records(
         transposed: Whether the tensor holds its transpose.
         transforms: Of what is coded.
         source: Name of the tensor that is multiplied by it, or None.
+        function: Payload of the record of what is added to it, or b"".
     """
     place = () if index is None else (Record(RecordType.SLICE, pack_varint(index)),)
     place += () if source is None else (Record(RecordType.ALIAS, source.encode()),)
     turns = [TRANSPOSE] * transposed + [transform.payload for transform in transforms]
-    return (*place, *(Record(RecordType.TRANSFORM, turn) for turn in turns), Record(RecordType.RESIDUAL, payload))
+    place += tuple(Record(RecordType.TRANSFORM, turn) for turn in turns)
+    place += (Record(RecordType.FUNCTION, function),) if function else ()
+    return (*place, Record(RecordType.RESIDUAL, payload))
 
 
 def alias_name(records: Sequence[Record]) -> str | None:
@@ -118,10 +125,10 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
             if record.payload != pack_varint(slices):
                 raise FormatError(f"{info.name}: expected slice {slices}, found {_slice(record)}; the file is damaged")
             slices, turns = slices + 1, _Turns(info, 3)
-        elif record.type == RecordType.TRANSFORM and not turns.rank:
+        elif record.type == RecordType.TRANSFORM and not turns.is_told:
             turns.payloads.append(record.payload)
-        elif record.type == RecordType.FUNCTION and not turns.rank:
-            turns.rank = turns.read_rank(record.payload)
+        elif record.type == RecordType.FUNCTION and not turns.is_told:
+            turns.read_function(record.payload)
         elif record.type == RecordType.RESIDUAL and done == max(slices - 1, 0):
             found.append(turns.matrix(record.payload))
             if found[-1].factor != "left":
@@ -155,7 +162,7 @@ def _factor(info: TensorInfo, source: str, records: Sequence[Record]) -> Matrix:
 
 @dataclass
 class _Turns:
-    """What comes before a matrix's residual: payloads of its transforms, and r where it is a product of rank r.
+    """What comes before a matrix's residual: payloads of its transforms, and of its function, or r of a product.
 
     `dimensions` are those of the tensor it belongs to; `left` tells whether the left factor was there.
     """
@@ -166,16 +173,26 @@ class _Turns:
     source: str | None = None
     rank: int = 0
     left: bool = False
+    function: bytes = b""
 
     @property
     def is_new(self) -> bool:
         """Whether nothing was read yet."""
-        return not self.payloads and not self.rank
+        return not self.payloads and not self.is_told
 
-    def read_rank(self, payload: bytes) -> int:
-        """r of a function record."""
+    @property
+    def is_told(self) -> bool:
+        """Whether its function was read."""
+        return bool(self.rank or self.function)
+
+    def read_function(self, payload: bytes) -> None:
+        """A function record: of a sum, kept for the decoder, or of a product."""
+        shape = self._shape()
+        if payload[:1] == bytes([SUM]):
+            self.function = payload
+            return
         try:
-            return read_rank(payload, *self._shape())
+            self.rank = read_rank(payload, *shape)
         except (ValueError, IndexError) as error:
             raise FormatError(f"{self.info.name}: {error}") from error
 
@@ -188,7 +205,7 @@ class _Turns:
             raise FormatError(f"{self.info.name}: {len(turns)} transforms of one matrix; the file is damaged")
         transforms = tuple(self._parsed(payload, rows, columns) for payload in turns)
         if not self.rank:
-            return Matrix(rows, columns, transposed, transforms, residual, self.source)
+            return Matrix(rows, columns, transposed, transforms, residual, self.source, function=self.function)
         if not self.left:
             self.left = True
             return Matrix(rows, self.rank, transposed, transforms, residual, factor="left")
