@@ -103,6 +103,7 @@ def _add_compress(commands: Any) -> None:
         "--resume", action="store_true",
         help="keep a journal beside OUT and go on from one that is there;\nverify an OUT that is finished",
     )  # fmt: skip
+    _add_memory(command)
 
 
 def _add_family(commands: Any) -> None:
@@ -122,6 +123,13 @@ def _add_family(commands: Any) -> None:
     own = ", ".join(name for name, one in NAMED.items() if type(one.align).__name__ == "Identity")
     command.add_argument("--recipe", default="identity", metavar="NAME|FILE", help=f"{own}; or a JSON file")
     _add_calibration(command, statistics=False)
+
+
+def _add_memory(command: Any) -> None:
+    command.add_argument(
+        "--memory", type=parse_size, metavar="SIZE",
+        help="memory to keep to: 8GB (default: all); what does not fit lies in files beside OUT meanwhile",
+    )  # fmt: skip
 
 
 def _add_base(command: Any, text: str) -> None:

@@ -58,7 +58,8 @@ def _compress(options: argparse.Namespace) -> Result:
             options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
             evaluation=options.evaluation, calibration=options.calibration, statistics=options.statistics,
             recipe=_recipe(options), seed=options.seed, threads=options.threads,
-            device=options.device, overwrite=options.overwrite, resume=options.resume, progress=progress,
+            device=options.device, overwrite=options.overwrite, resume=options.resume, memory=options.memory,
+            progress=progress,
         )  # fmt: skip
     result = asdict(report)
     worst = max(result["tensors"], key=lambda row: row["relative_distortion"])

@@ -19,6 +19,7 @@ from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.resume import finished, inputs_of, journal_of
+from trueaxis.scratch import scratch_beside
 from trueaxis.staging import check_free
 from trueaxis.types import CompressionReport, TrueaxisError
 
@@ -39,6 +40,7 @@ def compress(
     device: str = "cpu",
     overwrite: bool = False,
     resume: bool = False,
+    memory: int | None = None,
     progress: Progress = silent,
 ) -> CompressionReport:
     """Compresses a checkpoint to a size.
@@ -59,6 +61,8 @@ def compress(
         overwrite: Replace `out` if it is not empty.
         resume: Keep a journal beside `out`, and go on from the one that is there; an output that is finished is
             verified. The bytes are those of a run that was never interrupted.
+        memory: Bytes that the run should keep to; all that the machine has by default. What does not fit lies in files
+            beside `out` as long as it is needed. The bytes of `out` do not depend on it.
         progress: Told of every stage.
 
     Returns:
@@ -72,7 +76,7 @@ def compress(
     """
     begun = time.perf_counter()
     chosen = find_recipe(recipe)
-    checkpoint = Checkpoint.open(model)
+    checkpoint = Checkpoint.open(model, scratch_beside(Path(out), memory))
     target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)
     files_read = [path for path in (statistics, recipe) if isinstance(path, str | Path)]
     wanted = {"bytes": target, "max_kl": max_kl}

@@ -7,7 +7,7 @@ jobs, c, tables ─▶ indices of every matrix ─▶ fitted tables ─▶ files
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trueaxis.assemble import Assembled, count_symbols
 from trueaxis.entropy.model import Tables, fit_tables, offsets_from
@@ -19,6 +19,7 @@ from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.outcome import Residuals, packed, unpacked
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.stages import Coder, Effort
 from trueaxis.types import Aligned, Function, Metric, Quantized, Weight
 
@@ -72,6 +73,7 @@ class Passes:
         progress: Told of every pass.
         journal: Knows matrices of passes that an earlier run made.
         name: Of these passes there.
+        scratch: Where indices are held.
     """
 
     def __init__(
@@ -85,8 +87,9 @@ class Passes:
         progress: Progress,
         journal: NoJournal = NO_JOURNAL,
         name: str = "",
+        scratch: NoScratch = NO_SCRATCH,
     ) -> None:
-        self._journal, self._name = journal, name
+        self._journal, self._name, self._scratch = journal, name, scratch
         self._jobs, self._tables, self._learning_passes = jobs, tables, learning_passes
         self._stage, self._write = stage, write
         self._threads, self._progress, self._made = threads, progress, 0
@@ -103,6 +106,7 @@ class Passes:
                 outcome = quantize(job.plan, c, tables)
                 quantized, residuals = outcome.quantized, outcome.residuals
                 self._journal.keep(key, *packed(quantized, residuals))
+            quantized = replace(quantized, indices=self._scratch.hold(quantized.indices))
             return pool(self._stage, job.coded, quantized), residuals
 
         found = ordered_map(rounded, self._jobs, self._threads)

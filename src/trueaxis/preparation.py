@@ -42,6 +42,7 @@ from trueaxis.quantize.plan import Factor, Planner, reference_for
 from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
+from trueaxis.scratch import held
 from trueaxis.stages import EFFORTS, Gauge, Identity, Learned
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
@@ -122,7 +123,7 @@ class Prepared:
                 start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
         passes = Passes(
             self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress,
-            self.journal, str(target),
+            self.journal, str(target), self.checkpoint.scratch,
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         return replace(self._tuned(found, write, target), matrices=(), tables=None)
@@ -233,7 +234,8 @@ def facts_of(recipe: Recipe, measured: Statistics, alignment: Alignment) -> dict
 
 def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int, progress: Progress) -> list[Job]:
     """Metric, coordinates, function and plan of every matrix; those of one input space by one worker."""
-    planner, lock, done = Planner(recipe.quantize), threading.Lock(), itertools.count(1)
+    scratch, lock, done = network.checkpoint.scratch, threading.Lock(), itertools.count(1)
+    planner = Planner(recipe.quantize, scratch)
     split = FUNCTIONS[type(recipe.function)](recipe.function, network)
     weights = [weight for weight in network.weights if weight.role != "exact"]
     fine = TUNERS[type(recipe.tune)].plan
@@ -244,13 +246,14 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
         for weight in group:
             matrix = network.checkpoint.matrix(weight).float()
             check_finite(weight.name, matrix)
-            metric = network.metric(weight)
+            metric = held(scratch, network.metric(weight))
             aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
+            aligned = replace(aligned, weight=scratch.hold(aligned.weight), metric=held(scratch, aligned.metric))
             changed = alignment.changes.get(weight.name)
             cost = LOSSES[type(recipe.metric)](recipe.metric, weight, aligned.metric, changed, network.statistics)
-            for coded in split(weight, replace(aligned, metric=cost)):
+            for coded in split(weight, replace(aligned, metric=held(scratch, cost))):
                 known = _known_factor(network, alignment, weight) if _as_aligned(coded, aligned) else None
-                plan = fine(planner.plan(coded.weight, coded.values, coded.metric, known))
+                plan = fine(planner.plan(coded.weight, scratch.hold(coded.values), coded.metric, known))
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))

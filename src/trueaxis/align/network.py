@@ -237,7 +237,7 @@ class Network:
         if found is None or weight.space is None or weight.role not in ("linear", "head"):
             return None
         if weight.space not in self._factors:
-            self._factors[weight.space] = factorize(found, DAMPING)
+            self._factors[weight.space] = factorize(found, DAMPING).held(self.checkpoint.scratch)
         return self._factors[weight.space]
 
     def moment(self, weight: Weight) -> Array | None:
@@ -316,13 +316,17 @@ class Network:
         """A matrix (or some columns of one) as a reader of the space of its columns."""
         metric = self.metric(weight)
         level = metric.sensitivity * (1.0 if metric.row_weights is None else float(metric.row_weights.mean()))
-        return Term(_covariance(matrix), matrix.shape[0], second_moment, level)
+        return Term(self._held(_covariance(matrix)), matrix.shape[0], second_moment, level)
 
     def writer_term(self, weight: Weight, matrix: Array) -> Term:
         """A matrix (or some rows of one) as a writer of the space of its rows; its own input enters as one number."""
         columns = self._columns[weight.name]
         ratio = np.maximum(columns.worth, TINY) / max(columns.energy, TINY)
-        return Term(_covariance(matrix.T), matrix.shape[1], None, float(np.exp(np.log(ratio).mean())))
+        covariance = self._held(_covariance(matrix.T))
+        return Term(covariance, matrix.shape[1], None, float(np.exp(np.log(ratio).mean())))
+
+    def _held(self, array: Array) -> Array:
+        return self.checkpoint.scratch.hold(array)
 
 
 def _covariance(vectors: Array) -> Array:

@@ -221,7 +221,8 @@ def _term(network: Network, weight: Weight, moments: dict[str, Array | None]) ->
     if weight.norm is None and weight.role != "embedding":
         return network.writer_term(weight, matrix)
     if weight.norm is not None and space not in moments:
-        moments[space] = _moment_without_bias(network, weight)
+        found = _moment_without_bias(network, weight)
+        moments[space] = None if found is None else network.checkpoint.scratch.hold(found)
     return network.reader_term(weight, matrix, None if weight.norm is None else moments[space])
 
 

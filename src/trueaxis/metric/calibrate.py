@@ -99,7 +99,7 @@ def _run_by_blocks(
     progress: Progress | None,
     recalled: _Recalled,
 ) -> dict[str, Sum]:
-    model, hearing = load_model(checkpoint), Hearing()
+    model, hearing = load_model(checkpoint), Hearing(checkpoint.scratch)
     steps = Steps(model, places.blocks, batches, device)
     count = len(places.blocks) + 1
     for index, block in list(enumerate(places.blocks))[recalled.resume(steps, hearing, len(places.blocks)) :]:
@@ -163,7 +163,7 @@ def _run_whole(
 ) -> tuple[dict[str, Sum], str]:
     """Run a model whose blocks are not known, one batch after another, since it may draw random numbers; the sums, and
     why there are none."""
-    hearing = Hearing()
+    hearing = Hearing(checkpoint.scratch)
 
     def run(number: int) -> None:
         forward(model, batches[number].to(device))
@@ -213,6 +213,7 @@ def _as_statistics(
         keep_smallest(shingle_hashes(read)),
         unheard=unheard,
         unrun=unrun,
+        scratch=checkpoint.scratch,
     )
 
 

@@ -30,6 +30,7 @@ from trueaxis.model.architecture import submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
 from trueaxis.parallel import one_thread
+from trueaxis.scratch import NoScratch
 from trueaxis.types import Array, Weight
 
 TOKEN_LIMIT = 16_384
@@ -81,7 +82,7 @@ def measure_gradients(
     generator = torch.Generator().manual_seed(seed)
     sums: dict[str, Sum] = {}
     uncertainty = torch.zeros(0, dtype=torch.float64)
-    with torch.enable_grad(), one_thread(), _listening(model, weights, places, sums):
+    with torch.enable_grad(), one_thread(), _listening(model, weights, places, sums, checkpoint.scratch):
         for number, ids in enumerate(batches):
             logits = Output.of(model, forward(model, ids.to(device))).logits
             if logits is None:
@@ -102,7 +103,9 @@ def measure_gradients(
 
 
 @contextmanager
-def _listening(model: Any, weights: Sequence[Weight], places: Route, sums: dict[str, Sum]) -> Iterator[None]:
+def _listening(
+    model: Any, weights: Sequence[Weight], places: Route, sums: dict[str, Sum], scratch: NoScratch
+) -> Iterator[None]:
     """While the context lasts, every backward pass adds the gradients of what modules put out.
 
     The output of the embedding is where differentiation begins.
@@ -117,7 +120,7 @@ def _listening(model: Any, weights: Sequence[Weight], places: Route, sums: dict[
             key = embedding_key(weight.name) if tied else weight.name
         else:
             continue
-        handles.append(submodule(model, module).register_forward_hook(_hook(key, part, sums)))
+        handles.append(submodule(model, module).register_forward_hook(_hook(key, part, sums, scratch)))
     try:
         yield
     finally:
@@ -125,14 +128,16 @@ def _listening(model: Any, weights: Sequence[Weight], places: Route, sums: dict[
             handle.remove()
 
 
-def _hook(key: str, part: tuple[int, int], sums: dict[str, Sum]) -> Callable[..., torch.Tensor | None]:
+def _hook(
+    key: str, part: tuple[int, int], sums: dict[str, Sum], scratch: NoScratch
+) -> Callable[..., torch.Tensor | None]:
     def keep(_module: Any, _args: Any, output: Any) -> torch.Tensor | None:
         if not isinstance(output, torch.Tensor):
             return None
 
         def add(gradient: torch.Tensor) -> None:
             width = gradient.shape[-1] // part[1]
-            sums.setdefault(key, Sum()).add(_bounded(gradient[..., part[0] * width : (part[0] + 1) * width]))
+            sums.setdefault(key, Sum(scratch)).add(_bounded(gradient[..., part[0] * width : (part[0] + 1) * width]))
 
         leaf = None if output.requires_grad else output.requires_grad_()
         output.register_hook(add)

@@ -19,6 +19,7 @@ import torch
 from trueaxis.model.architecture import submodule
 from trueaxis.model.graph import Listeners
 from trueaxis.parallel import ordered_stream
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import Array
 
 CHUNK_TOKENS = 4096
@@ -30,8 +31,8 @@ class Sum:
     outer: torch.Tensor
     linear: torch.Tensor
 
-    def __init__(self) -> None:
-        self.tokens = 0
+    def __init__(self, scratch: NoScratch = NO_SCRATCH) -> None:
+        self.tokens, self._scratch = 0, scratch
 
     def add(self, activations: torch.Tensor) -> None:
         """Add the rows of activations [..., n]."""
@@ -47,7 +48,7 @@ class Sum:
             self.outer += outer
             self.linear += linear
         else:
-            self.outer, self.linear = outer.clone(), linear.clone()
+            self.outer, self.linear = self._scratch.tensor(outer.clone()), linear.clone()
         self.tokens += tokens
 
 
@@ -56,10 +57,12 @@ class Hearing:
 
     Attributes:
         sums: Space → its sum over all batches that were run.
+        scratch: Where sums over all batches are held.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, scratch: NoScratch = NO_SCRATCH) -> None:
         self.sums: dict[str, Sum] = {}
+        self.scratch = scratch
         self._batch = threading.local()
 
     def add(self, space: str, activations: torch.Tensor) -> None:
@@ -83,7 +86,7 @@ class Hearing:
 
         for found in ordered_stream(heard, range(batches), threads):
             for space, one in found.items():
-                self.sums.setdefault(space, Sum()).join(one)
+                self.sums.setdefault(space, Sum(self.scratch)).join(one)
 
 
 def packed(sums: dict[str, Sum]) -> tuple[dict[str, Array], dict[str, int]]:
@@ -130,7 +133,7 @@ def listening(model: Any, listeners: Listeners, hearing: Hearing) -> Iterator[No
     for name in listeners.experts:
         for side in ("in", "hidden"):
             members = [space for space in sums if space.startswith(f"{name}.") and space.endswith(f".{side}")]
-            pool = Sum()
+            pool = Sum(hearing.scratch)
             for space in members:
                 pool.join(sums[space])
             if members:

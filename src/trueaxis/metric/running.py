@@ -39,7 +39,7 @@ def load_model(checkpoint: Checkpoint) -> Any:
     try:
         with quiet_loading():
             model, keys = found[1].from_pretrained(
-                checkpoint.path, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+                **_weights_of(checkpoint, found[0]), dtype=torch.float32, local_files_only=True, use_safetensors=True,
                 trust_remote_code=False, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError, AttributeError, TypeError) as error:
@@ -54,6 +54,15 @@ def load_model(checkpoint: Checkpoint) -> Any:
             "and would run with random numbers in its place; correct 'architectures' in config.json or the weights"
         )
     return model.eval().requires_grad_(False)
+
+
+def _weights_of(checkpoint: Checkpoint, config: Any) -> dict[str, Any]:
+    """Where transformers finds the weights: in the directory, or one by one in scratch, if together they are too
+    large for memory. It takes a tensor of the dtype it wants as it is."""
+    if checkpoint.scratch.has_room(4 * checkpoint.parameters):
+        return {"pretrained_model_name_or_path": checkpoint.path}
+    tensors = {name: checkpoint.scratch.tensor(checkpoint.tensor(name).float()) for name in checkpoint.entries}
+    return {"pretrained_model_name_or_path": None, "config": config, "state_dict": tensors}
 
 
 def untie(model: Any, places: Route) -> None:

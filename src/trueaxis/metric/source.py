@@ -42,7 +42,7 @@ def obtain_statistics(
         CalibrationError: The file named does not exist and there is no text, or they do not fit the checkpoint.
     """
     if file is not None and Path(file).exists() and journal.inputs.get("statistics") != WRITTEN:
-        found = load_statistics(file)
+        found = load_statistics(file, checkpoint.scratch)
         found.require(checkpoint)
         return found
     if not calibration and file is not None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from trueaxis.metric.sketch import keep_smallest
 from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import Array, CalibrationError
 
 _FORMAT = "trueaxis-statistics"
@@ -56,6 +57,7 @@ class Statistics:
         unheard: Spaces that the model has but calibration could not listen to, sorted.
         unrun: Why the model could not be run at all; empty if it was.
         source: "text" that was given, "sampled" from the model, or "text, sampled" where both were merged.
+        scratch: Where moments are held.
     """
 
     sums: Mapping[str, Array]
@@ -71,6 +73,7 @@ class Statistics:
     unheard: tuple[str, ...] = ()
     unrun: str = ""
     source: str = "text"
+    scratch: NoScratch = field(default=NO_SCRATCH, repr=False, compare=False)
     _moments: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
@@ -87,7 +90,7 @@ class Statistics:
         if space not in self.sums:
             raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
         if space not in self._moments:
-            self._moments[space] = self.sums[space] / self.tokens[space]
+            self._moments[space] = self.scratch.hold(self.sums[space] / self.tokens[space])
         return self._moments[space]
 
     def mean(self, space: str) -> Array:
@@ -139,8 +142,12 @@ class Statistics:
             partial.unlink(missing_ok=True)
 
 
-def load_statistics(path: str | Path) -> Statistics:
+def load_statistics(path: str | Path, scratch: NoScratch = NO_SCRATCH) -> Statistics:
     """Read a file that `Statistics.save` wrote; call `require` before using it with a checkpoint.
+
+    Args:
+        path: The file.
+        scratch: Where sums and moments are held; in memory by default.
 
     Raises:
         CalibrationError: The file is missing, damaged, or no statistics file of this version.
@@ -150,14 +157,14 @@ def load_statistics(path: str | Path) -> Statistics:
     try:
         with safe_open(path, framework="np") as file:
             header = json.loads((file.metadata() or {}).get(_FORMAT, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+            tensors = {name: scratch.hold(file.get_tensor(name)) for name in file.offset_keys()}
     except (SafetensorError, OSError, ValueError) as error:
         raise CalibrationError(f"{path}: is missing or no readable statistics file ({error})") from error
     if not isinstance(header, dict) or header.get("version") != _VERSION:
         found = header.get("version") if isinstance(header, dict) else None
         raise CalibrationError(f"{path}: expected statistics of version {_VERSION}, found {found}; calibrate again")
     try:
-        return _assemble(header, tensors)
+        return replace(_assemble(header, tensors), scratch=scratch)
     except (KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path}: the statistics are incomplete ({error!r}); calibrate again") from error
 

@@ -15,11 +15,12 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import CheckpointError, Weight
 
 if TYPE_CHECKING:
@@ -55,19 +56,22 @@ class Checkpoint:
         entries: Every stored tensor by name, in shard order, but for masks and the like that the model makes itself.
         aliases: Names that are stored but only repeat another tensor (the head of a tied model), with the name
             they repeat.
+        scratch: Where whatever is made of it is held.
     """
 
     path: Path
     config: Mapping[str, Any]
     entries: Mapping[str, Entry]
     aliases: Mapping[str, str]
+    scratch: NoScratch = field(default=NO_SCRATCH, kw_only=True, repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: str | Path) -> Checkpoint:
+    def open(cls, path: str | Path, scratch: NoScratch = NO_SCRATCH) -> Checkpoint:
         """Read config.json and the headers of all shards.
 
         Args:
             path: Directory with config.json and model.safetensors, or shards with their index.
+            scratch: Where whatever is made of it is held; in memory by default.
 
         Raises:
             CheckpointError: Something is missing, damaged, or of a dtype that is not a weight's.
@@ -85,7 +89,7 @@ class Checkpoint:
         entries = {name: entry for name, entry in _read_entries(directory).items() if not _is_derived(name, entry)}
         for name, entry in entries.items():
             _check_dtype(name, entry)
-        found = cls(directory, config, entries, {})
+        found = cls(directory, config, entries, {}, scratch=scratch)
         found = replace(found, aliases=_find_aliases(found))
         _check_tied(found)
         return found

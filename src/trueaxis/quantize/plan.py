@@ -20,6 +20,7 @@ import numpy as np
 from trueaxis.entropy.model import CODES_PER_OCTAVE
 from trueaxis.metric.metric import damped_cholesky
 from trueaxis.quantize.grid import OCTAVE
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.stages import EFFORTS, Feedback, Gptq, GptqUniform, Quantizer, RoundToNearest, WaterSic, WaterSicCore
 from trueaxis.types import Array, Metric, Weight
 
@@ -41,6 +42,10 @@ class Factor:
     order: Array
     diagonal: Array
     feedback: Array
+
+    def held(self, scratch: NoScratch) -> Factor:
+        """The same, its feedback held in scratch."""
+        return replace(self, feedback=scratch.hold(self.feedback))
 
     def permuted(self, order: Array) -> Factor:
         """Of the same metric in coordinates x′ᵢ = x at order[i]."""
@@ -261,10 +266,11 @@ class Planner:
 
     Args:
         stage: The recipe's quantizer.
+        scratch: Where factors are held.
     """
 
-    def __init__(self, stage: Quantizer) -> None:
-        self._stage = stage
+    def __init__(self, stage: Quantizer, scratch: NoScratch = NO_SCRATCH) -> None:
+        self._stage, self._scratch = stage, scratch
         self._latest = threading.local()  # the space that a thread planned for last, and its factors
         self._references: dict[Plan, Plan] = {}
 
@@ -288,7 +294,7 @@ class Planner:
             if (damping, by) not in found:
                 moment = effective_moment(metric, residual.shape[1])
                 moment = np.eye(residual.shape[1]) if moment is None else moment
-                found[damping, by] = factorize(moment, damping, by)
+                found[damping, by] = factorize(moment, damping, by).held(self._scratch)
             return found[damping, by]
 
         stage = self._stage
