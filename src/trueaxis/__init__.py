@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trueaxis.comparison.run import ComparisonReport, compare
     from trueaxis.compress import compress
     from trueaxis.evaluation import evaluate
+    from trueaxis.export.journey import ExportReport, export
     from trueaxis.family.journey import FamilyReport, compress_family
     from trueaxis.inspection import inspect
     from trueaxis.lossless.journey import compress_lossless
@@ -46,6 +47,7 @@ __all__ = [
     "ComparisonReport",
     "CompressionReport",
     "Evaluation",
+    "ExportReport",
     "FamilyReport",
     "FormatError",
     "Recipe",
@@ -59,6 +61,7 @@ __all__ = [
     "compress_family",
     "compress_lossless",
     "evaluate",
+    "export",
     "inspect",
     "load",
     "report",
@@ -77,6 +80,8 @@ _HOMES = {
     "FamilyReport": "trueaxis.family.journey",
     "compress_lossless": "trueaxis.lossless.journey",
     "evaluate": "trueaxis.evaluation",
+    "export": "trueaxis.export.journey",
+    "ExportReport": "trueaxis.export.journey",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
     "report": "trueaxis.report.page",

@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     unpack.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
     for name in ("verify", "unpack"):
         _add_base(commands.choices[name], "the base that OUT goes beside, if it does not lie next to OUT")
+    _add_export(commands)
     _add_eval(commands)
     _add_sweep(commands)
     _add_analyze(commands)
@@ -203,14 +204,15 @@ def _add_run(command: Any) -> None:
     _add_calibration(command)
 
 
-def _add_calibration(command: Any, *, statistics: bool = True) -> None:
+def _add_calibration(
+    command: Any, *, statistics: bool = True, default: str = "without it and --statistics: text sampled from the model"
+) -> None:
     command.add_argument(
         "--calibration",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="text, or token ids (.npy, integers [sequences, length]);\n"
-        "without it and --statistics: text sampled from the model",
+        help=f"text, or token ids (.npy, integers [sequences, length]);\n{default}",
     )
     if statistics:
         command.add_argument(
@@ -221,6 +223,30 @@ def _add_calibration(command: Any, *, statistics: bool = True) -> None:
         "--threads", type=int, metavar="N", help="workers (default: all processors); same bytes for any N"
     )
     command.add_argument("--device", default="cpu", metavar="D", help="torch device that runs models (default cpu)")
+
+
+def _add_export(commands: Any) -> None:
+    text = "compressed directory, or an ordinary checkpoint, to files of other programs"
+    command = commands.add_parser("export", help=text, description=text)
+    command.add_argument("out", metavar="OUT", help="directory written by 'trueaxis compress', or a checkpoint")
+    command.add_argument("directory", metavar="DIR", help="directory to create")
+    command.add_argument(
+        "--format", required=True, choices=("safetensors", "gguf", "compressed-tensors"),
+        help="safetensors: as unpack; gguf: for llama.cpp;\ncompressed-tensors: for transformers and vLLM",
+    )  # fmt: skip
+    command.add_argument(
+        "--type", metavar="T",
+        help="safetensors: float32, float16, bfloat16 (default: as in the original);\ngguf: F32, F16 (default), BF16, "
+        "Q8_0, Q5_1, Q5_0, Q4_1, Q4_0; compressed-tensors: int4 (default), int8",
+    )  # fmt: skip
+    command.add_argument(
+        "--group", type=int, metavar="N",
+        help="of compressed-tensors: columns that share a scale (default: the most of 128, 64, 32 that fit)",
+    )  # fmt: skip
+    command.add_argument("--member", metavar="NAME", help="which one, where OUT is the root of a family")
+    command.add_argument("--overwrite", action="store_true", help="replace DIR if it is not empty")
+    _add_base(command, "the base that OUT goes beside, if it does not lie next to OUT")
+    _add_calibration(command, default="of compressed-tensors, without it and --statistics: nearest rounding")
 
 
 def _add_eval(commands: Any) -> None:

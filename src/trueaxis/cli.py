@@ -259,6 +259,20 @@ def _unpack(options: argparse.Namespace) -> Result:
     return {"directory": str(path)}, f"{path}: ordinary checkpoint written"
 
 
+def _export(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    with _progress_bar() as progress:
+        found = trueaxis.export(
+            options.out, options.directory, options.format, type=options.type, group=options.group,
+            calibration=options.calibration, statistics=options.statistics, overwrite=options.overwrite,
+            base=options.base, member=options.member, seed=options.seed, threads=options.threads,
+            device=options.device, progress=progress,
+        )  # fmt: skip
+    text = f"{found.directory}: {found.file_bytes:,} bytes, {found.bits_per_param:.4f} bits per parameter"
+    return asdict(found), "\n".join([text, *(f"note: {note}" for note in found.notes)])
+
+
 def _eval(options: argparse.Namespace) -> Result:
     from trueaxis.evaluation import evaluate
 
@@ -355,6 +369,7 @@ RUNS = {
     "inspect": _inspect,
     "verify": _verify,
     "unpack": _unpack,
+    "export": _export,
     "eval": _eval,
     "analyze": _analyze,
     "report": _report,

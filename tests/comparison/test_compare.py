@@ -118,7 +118,7 @@ def test_bad_input_is_refused(tiny_llama: Path, tokens: Path, compressed_llama: 
 def test_llama_cpp_quantizes_and_tells_what_it_kept_otherwise(
     setting: str, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("gguf", reason="llama.cpp reads GGUF files, which need gguf (trueaxis[gguf])")
+    pytest.importorskip("gguf", reason="llama.cpp reads GGUF files, which need gguf (trueaxis[export])")
     found = PEERS["llama.cpp"]
     if subprocess.run([peers.python_of(found), "-c", "import llama_cpp"], capture_output=True).returncode:
         pytest.skip("needs llama.cpp: make bench-peers PEERS=llama_cpp")

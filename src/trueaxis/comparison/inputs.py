@@ -1,7 +1,7 @@
 """Inputs: what a peer gets beside the checkpoint, made by us since its own environment has no trueaxis.
 
 llama.cpp ◀─ FOLDER/model.gguf       the checkpoint in float16
-             FOLDER/places.json      {name there: [name here, heads whose rows are interleaved]}
+             FOLDER/places.json      {name there: [name here, heads whose rows are interleaved, what was added]}
              FOLDER/imatrix.npz      name there → mean squares of the inputs, diag(H) [n]
 GPTQModel ◀─ FOLDER/calibration.npy  token ids [sequences, length]
 """
@@ -32,7 +32,7 @@ def gguf_inputs(original: Original, folder: Path) -> None:
     reference = original.prepared
     places = gguf_places(reference.checkpoint)
     write_gguf(reference.checkpoint, folder / "model.gguf")
-    names = {place.name: [name, place.heads] for name, place in places.items()}
+    names = {place.name: [name, place.heads, place.offset] for name, place in places.items()}
     (folder / "places.json").write_text(json.dumps(names))
     squares = {
         places[job.weight.name].name: np.diag(job.metric.second_moment).astype(np.float32)

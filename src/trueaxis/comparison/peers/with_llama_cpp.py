@@ -45,13 +45,15 @@ def quantize(folder: Path, out: Path, kind: int) -> None:
         raise RuntimeError(f"llama_model_quantize gave {status}")
 
 
-def decoded(file: Path, places: dict[str, tuple[str, int]]) -> tuple[Tensors, list[str]]:
+def decoded(file: Path, places: dict[str, tuple[str, int, float]]) -> tuple[Tensors, list[str]]:
     """Tensors by their names in the checkpoint, and those of another type than was asked for."""
     tensors, fallbacks = {}, []
     for one in gguf.GGUFReader(file).tensors:
-        name, heads = places[one.name]
-        values = gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32)
-        tensors[name] = torch.from_numpy(apart(values, heads) if heads else values.copy())
+        if one.name not in places:  # frequencies of positions, which are no weights
+            continue
+        name, heads, offset = places[one.name]
+        values = gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32) - np.float32(offset)
+        tensors[name] = torch.from_numpy(apart(values, heads) if heads else values)
         if values.ndim == 2 and one.tensor_type.name in FALLBACKS:
             fallbacks.append(f"{name}: {values.shape[1]} columns are no multiple of {BLOCK}, {one.tensor_type.name}")
     return tensors, fallbacks

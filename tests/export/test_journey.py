@@ -1,0 +1,53 @@
+"""Exports: from compressed directories and checkpoints, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trueaxis
+from trueaxis.cli import main
+from trueaxis.types import TrueaxisError
+
+
+def test_safetensors_are_what_unpack_writes(compressed_llama: Path, tmp_path: Path) -> None:
+    trueaxis.export(compressed_llama, tmp_path / "one", "safetensors", type="float32")
+    trueaxis.unpack(compressed_llama, tmp_path / "other", "float32")
+    for file in (tmp_path / "other").iterdir():
+        assert file.read_bytes() == (tmp_path / "one" / file.name).read_bytes(), file.name
+
+
+def test_a_compressed_directory_is_exported_as_what_it_decodes_to(
+    compressed_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gguf = pytest.importorskip("gguf", reason="GGUF files need gguf (trueaxis[export])")
+    command = ["export", str(compressed_llama), str(tmp_path / "out"), "--format", "gguf", "--type", "f32", "--json"]
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["file_bytes"] == (tmp_path / "out" / "model.gguf").stat().st_size
+    assert report["notes"] == [
+        "the file has no vocabulary: the checkpoint has no tokenizer.json; give llama.cpp token ids"
+    ]
+    found = {one.name: np.array(one.data) for one in gguf.GGUFReader(tmp_path / "out" / "model.gguf").tensors}
+    state = trueaxis.load(compressed_llama).state_dict()
+    expected = state["model.layers.1.mlp.down_proj.weight"].float().numpy()
+    assert np.array_equal(found["blk.1.ffn_down.weight"], expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # what was decoded for it is gone
+
+
+def test_wrong_wishes_are_refused(tiny_llama: Path, compressed_llama: Path, tokens: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("mine")
+    for source, settings, message in (
+        (tiny_llama, {"format": "onnx"}, "'onnx' is no format of exports; known: safetensors, gguf"),
+        (tiny_llama, {"format": "gguf", "group": 32}, "format gguf rounds by itself"),
+        (tiny_llama, {"format": "gguf", "type": "Q9"}, "'Q9' is no type that GGUF files are written in"),
+        (tiny_llama, {"format": "safetensors"}, "not compressed by trueaxis"),
+        (compressed_llama, {"format": "gguf", "overwrite": False}, "output is not empty"),
+    ):
+        with pytest.raises(TrueaxisError, match=message):
+            trueaxis.export(source, tmp_path / "out", **{"overwrite": True, **settings})
+        assert (tmp_path / "out" / "file").read_text() == "mine"
