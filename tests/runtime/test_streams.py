@@ -208,5 +208,5 @@ def test_held_tensors_are_those_of_the_files(path: Path) -> None:
 
 
 def test_unknown_form(compressed_llama: Path) -> None:
-    with pytest.raises(TrueaxisError, match="not one of: dense, compressed"):
+    with pytest.raises(TrueaxisError, match="not one of: dense, compressed, int8"):
         trueaxis.load(compressed_llama, resident="sparse")

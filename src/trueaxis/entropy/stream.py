@@ -10,7 +10,7 @@ share streams with their neighbours. The byte layout is in docs/format.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -55,6 +55,9 @@ class ResidualHeader:
     strips_per_stream: int
     shared: int | None
     streams: tuple[tuple[bytes, bytes], ...] = ()
+
+
+Describe = Callable[[ResidualHeader, Tables], tuple]
 
 
 def file_order(grid: Grid, contexts: Contexts) -> Array:
@@ -243,12 +246,17 @@ def _unpack_shared(payload: bytes) -> tuple[int, bytes, bytes]:
 
 
 def decode_values(
-    header: ResidualHeader, tables: Tables, bfloat16: bool, threads: int, out: Array | None = None
+    header: ResidualHeader,
+    tables: Tables,
+    bfloat16: bool,
+    threads: int,
+    out: Array | None = None,
+    describe: Describe | None = None,
 ) -> Array:
     """Ŵ [m, n] of a matrix with its own streams: float32, or the bits of bfloat16 as uint16.
 
     The same values as `dequantize` of `decode_indices`, in one pass; streams are decoded in parallel. With `out`, an
-    array of that shape and dtype, they are written there.
+    array of that shape and dtype, they are written there; with `describe` they have the steps that it gives.
 
     Raises:
         FormatError: A stream does not decode.
@@ -259,10 +267,16 @@ def decode_values(
         for part, (stream, escapes) in zip(ranges, header.streams, strict=True)
     ]
     outputs = [] if out is None else [out]
-    return _decode_values(streams, [header], tables, header.lanes, bfloat16, threads, outputs)[0]
+    return _decode_values(streams, [header], tables, header.lanes, bfloat16, threads, outputs, describe)[0]
 
 
-def decode_shared_values(payload: bytes, headers: list[ResidualHeader], tables: Tables, bfloat16: bool) -> list[Array]:
+def decode_shared_values(
+    payload: bytes,
+    headers: list[ResidualHeader],
+    tables: Tables,
+    bfloat16: bool,
+    describe: Describe | None = None,
+) -> list[Array]:
     """Ŵ [m, n] of every matrix in a shared stream, as `decode_values`.
 
     Raises:
@@ -270,7 +284,7 @@ def decode_shared_values(payload: bytes, headers: list[ResidualHeader], tables: 
     """
     lanes, stream, escapes = _unpack_shared(payload)
     whole = [(number, 0, header.columns) for number, header in enumerate(headers)]
-    return _decode_values([(stream, escapes, whole)], headers, tables, lanes, bfloat16, threads=1)
+    return _decode_values([(stream, escapes, whole)], headers, tables, lanes, bfloat16, 1, describe=describe)
 
 
 def _decode_values(
@@ -281,20 +295,21 @@ def _decode_values(
     bfloat16: bool,
     threads: int,
     outputs: Sequence[Array] = (),
+    describe: Describe | None = None,
 ) -> list[Array]:
     """Streams hold (number of the matrix, first column, columns) each."""
     for stream, _, ranges in streams:
         weights = sum(headers[number].rows * count for number, _, count in ranges)
         _check_length(stream, weights, tables, lanes)
-    decode = _core.decode_bfloat16 if bfloat16 else _core.decode_float32
-    described = [_described(header, tables) for header in headers]
+    decode, describe = _core.decode_bfloat16 if bfloat16 else _core.decode_float32, describe or described
+    matrices = [describe(header, tables) for header in headers]
     try:
-        return decode(tables.coder, streams, described, lanes, threads, outputs)
+        return decode(tables.coder, streams, matrices, lanes, threads, outputs)
     except ValueError as error:
         raise FormatError(f"stream: {error}; the file is damaged") from error
 
 
-def _described(header: ResidualHeader, tables: Tables) -> tuple:
+def described(header: ResidualHeader, tables: Tables) -> tuple:
     """What the core is told of a matrix, columns in file order, and where each of its columns stands there."""
     order = file_order(header.grid, header.contexts)
     places = np.empty(header.columns, np.uint32)
@@ -312,9 +327,16 @@ def _described(header: ResidualHeader, tables: Tables) -> tuple:
     )
 
 
+def fine_grid(header: ResidualHeader, tables: Tables) -> tuple:
+    """As `described`, for values that are the integers u: 2k or 2k − sgn k, by the state of a column's trellis."""
+    *codes, offsets, column_steps, row_steps, groups, places = described(header, tables)
+    ones = (np.zeros_like(offsets), np.ones_like(column_steps), np.ones_like(row_steps))
+    return (*codes, *ones, groups, places)
+
+
 def dequantize(header: ResidualHeader, indices: Array, tables: Tables) -> Array:
     """Ŵ, float32 [m, n], from k in file order."""
-    *description, places = _described(header, tables)
+    *description, places = described(header, tables)
     return np.ascontiguousarray(_core.reconstruct(indices, *description)[places].T)
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from trueaxis.entropy.stream import decode_values
+from trueaxis.entropy.stream import ResidualHeader, decode_shared_values, decode_values, fine_grid
 from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.decode import Decoder, check_finite, is_bounded
 from trueaxis.runtime.matrices import Matrix
-from trueaxis.types import FormatError
+from trueaxis.types import Array, FormatError
 
 OWN_BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16}  # what the core writes, by dtype
 
@@ -58,6 +58,30 @@ class HeldDecoder(Decoder):
         """Whether a tensor is made of matrices of its own, and not another one times a matrix."""
         return bool(self._parsed[name]) and self._parsed[name][0].source is None
 
+    def plain_header(self, name: str) -> ResidualHeader | None:
+        """Side information of a tensor, or the one it is tied to, that is one matrix, neither turned nor multiplied."""
+        name = self.alias(name) or name
+        alone = len(self._parsed[name]) == 1 and self._held[name][0].type == RecordType.RESIDUAL
+        return self._parsed[name][0].header if alone else None
+
+    def fine_grid(self, name: str) -> Array:
+        """u, float32 [m, n], of a tensor that has a plain header.
+
+        Raises:
+            FormatError: It is damaged; the message names the tensor.
+        """
+        name = self.alias(name) or name
+        header = self._parsed[name][0].header
+        try:
+            if header.shared is None:
+                return decode_values(header, self.tables, False, self._threads, describe=fine_grid)
+            members = self._members[header.shared]
+            headers = [self._parsed[member][index].header for member, index in members]
+            found = decode_shared_values(self._shared[header.shared], headers, self.tables, False, fine_grid)
+        except (FormatError, ValueError) as error:
+            raise FormatError(f"{name}: {error}") from error
+        return found[members.index((name, 0))]
+
     def fill(self, name: str, out: torch.Tensor) -> None:
         """Decodes a tensor into `out`, contiguous and of its shape, in the dtype of `out`.
 
@@ -66,21 +90,17 @@ class HeldDecoder(Decoder):
         """
         name = self.alias(name) or name
         parts = self._parsed[name]
-        if not self._is_direct(name, parts) or out.dtype not in OWN_BITS:
+        header = self.plain_header(name)
+        if header is None or header.shared is not None or out.dtype not in OWN_BITS:
             out.copy_(self.tensor(name, out.dtype))
             return
         bits = out.view(OWN_BITS[out.dtype]).numpy()
         try:
-            decode_values(parts[0].header, self.tables, out.dtype == torch.bfloat16, self._threads, bits)
+            decode_values(header, self.tables, out.dtype == torch.bfloat16, self._threads, bits)
         except (FormatError, ValueError) as error:
             raise FormatError(f"{name}: {error}") from error
         if not is_bounded(parts[0]):
             check_finite(name, out)
-
-    def _is_direct(self, name: str, parts: Sequence[Matrix]) -> bool:
-        """Whether a tensor is one matrix as it is coded, in streams of its own."""
-        alone = len(parts) == 1 and self._held[name][0].type == RecordType.RESIDUAL
-        return alone and parts[0].header.shared is None
 
     def _records(self, name: str) -> list[Record]:
         return self._held[name]

@@ -41,8 +41,8 @@ def load(
         dtype: Of the weights; by default what config.json says, as transformers does it.
         base: Directory of the base, where the file goes beside one and it does not lie next to `path`.
         member: Which one, where `path` is the root of a family.
-        resident: In what form weights are kept in memory: "dense", or "compressed", coded and decoded block by block
-            whenever the model runs (docs/runtime.md says what such a model can do).
+        resident: In what form weights are kept in memory: "dense"; "compressed", coded and decoded block by block
+            whenever the model runs; or "int8", linear layers in 8 bits (docs/runtime.md says what such models can do).
 
     Returns:
         The model, in evaluation mode, with its generation settings; `trueaxis.hf` gives the same one.

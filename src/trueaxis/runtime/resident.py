@@ -84,7 +84,18 @@ class Compressed:
         Streams(model, decoder, dtype).attach(model)
 
 
-RESIDENCES: dict[str, type[Residence]] = {"dense": Dense, "compressed": Compressed}
+class Int8(Compressed):
+    """Linear layers in 8 bits; `model.int8` tells which ones are not, and why."""
+
+    def settle(self, model: PreTrainedModel, decoder: Any, dtype: torch.dtype) -> None:
+        """Decodes every matrix once, to integers where it can be."""
+        from trueaxis.runtime.int8 import settle_int8
+
+        model.int8 = settle_int8(model, decoder, dtype)  # type: ignore[assignment]
+        model.requires_grad_(False)
+
+
+RESIDENCES: dict[str, type[Residence]] = {"dense": Dense, "compressed": Compressed, "int8": Int8}
 
 
 def residence_of(name: str) -> Residence:
