@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from trueaxis.evaluation import evaluate
     from trueaxis.export.journey import ExportReport, export
     from trueaxis.family.journey import FamilyReport, compress_family
+    from trueaxis.hub import model_card, push_to_hub
     from trueaxis.inspection import inspect
     from trueaxis.lossless.journey import compress_lossless
     from trueaxis.report.page import report
@@ -64,6 +65,8 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "model_card",
+    "push_to_hub",
     "report",
     "sweep",
     "unpack",
@@ -84,6 +87,8 @@ _HOMES = {
     "ExportReport": "trueaxis.export.journey",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
+    "model_card": "trueaxis.hub",
+    "push_to_hub": "trueaxis.hub",
     "report": "trueaxis.report.page",
     "sweep": "trueaxis.sweep",
     "unpack": "trueaxis.runtime.load",
