@@ -11,6 +11,7 @@ its own: `own MB` is memory that is its own, `mapped MB` files that it maps (lib
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -73,6 +74,8 @@ def measure(form: str, directory: Path, tokens: int, runs: int, batches: list[in
     """All figures of one form, in this process."""
     folder = directory / ("original" if form == "original" else "compressed")
     open_form(form, directory)  # imports
+    gc.collect()
+    before = memory_mb("RssAnon")
     seconds: dict[str, list[float]] = {"cold": [], "load": []}
     for _ in range(runs):
         for kind in seconds:
@@ -81,6 +84,7 @@ def measure(form: str, directory: Path, tokens: int, runs: int, batches: list[in
             started = time.perf_counter()
             open_form(form, directory)
             seconds[kind].append(time.perf_counter() - started)
+            gc.collect()  # models hold themselves in circles
     model = open_form(form, directory)
     found: dict[str, Any] = {"form": form, **seconds}
     for batch in batches:
@@ -95,7 +99,12 @@ def measure(form: str, directory: Path, tokens: int, runs: int, batches: list[in
             first.append(middle - begun)
             rest.append(batch * tokens / max(1e-9, time.perf_counter() - middle - first[-1]))
         found |= {f"first token, batch {batch}": first, f"tokens/s, batch {batch}": rest}
-    return found | {"own MB": memory_mb("RssAnon"), "mapped MB": memory_mb("RssFile"), "peak MB": memory_mb("VmHWM")}
+    return found | {
+        "MB before": before,
+        "own MB": memory_mb("RssAnon"),
+        "mapped MB": memory_mb("RssFile"),
+        "peak MB": memory_mb("VmHWM"),
+    }
 
 
 def divergence(directory: Path) -> float:
