@@ -150,8 +150,11 @@ def _agreed(folder: Path, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     except FileNotFoundError:
         before = dict(inputs)
         partial = folder / f"{_INPUTS}.partial"
-        partial.write_text(json.dumps(before))
-        partial.replace(folder / _INPUTS)
+        try:
+            partial.write_text(json.dumps(before))
+            partial.replace(folder / _INPUTS)
+        except OSError as error:
+            raise TrueaxisError(f"{folder}: the journal cannot be written: {error}") from error
     except ValueError as error:
         raise TrueaxisError(f"{folder / _INPUTS}: is damaged ({error}); remove {folder} to begin anew") from error
     if before.get("statistics") == WRITTEN:

@@ -39,6 +39,18 @@ def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) ->
 
 
 @contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """While the context lasts, a full disk and the like are errors about `out`, not about a file under some name that
+    it has until it is whole."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise TrueaxisError(f"{out}: cannot be written, nothing of it was kept: {error}") from error
+
+
+@contextmanager
 def staged_directory(out: Path, overwrite: bool, folder: Path | None = None) -> Iterator[Path]:
     """A temporary directory beside `out`, or in a folder there, that takes its name when the block ends without an
     exception.
@@ -53,9 +65,10 @@ def staged_directory(out: Path, overwrite: bool, folder: Path | None = None) -> 
     except OSError as error:
         raise TrueaxisError(f"{out}: cannot be created: {error}") from error
     try:
-        yield staging
-        staging.chmod(0o777 & ~_umask())
-        _swap(staging, out)
+        with writing(out):
+            yield staging
+            staging.chmod(0o777 & ~_umask())
+            _swap(staging, out)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         for folder in made:  # of these, the ones that hold the output stay

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trueaxis.model.checkpoint import Checkpoint, read_json
+from trueaxis.staging import writing
 from trueaxis.types import CheckpointError
 
 if TYPE_CHECKING:
@@ -56,10 +57,11 @@ def merged(adapter: Path, base: Path, out: Path) -> Path:
             raise CheckpointError(f"{name}: adapter {adapter} adds {list(update.shape)} to {found}; is this its base?")
         tensors[name] = (value.float() + update).to(value.dtype)
     whole = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(whole, out / "model.safetensors", {"format": "pt"})
-    (out / "config.json").write_text(json.dumps(dict(checkpoint.config), indent=2) + "\n")
-    for file in checkpoint.files_to_copy():
-        shutil.copyfile(file, out / file.name)
+    with writing(out):
+        save_file(whole, out / "model.safetensors", {"format": "pt"})
+        (out / "config.json").write_text(json.dumps(dict(checkpoint.config), indent=2) + "\n")
+        for file in checkpoint.files_to_copy():
+            shutil.copyfile(file, out / file.name)
     return out
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trueaxis.header import is_tensor_name
+from trueaxis.staging import writing
 from trueaxis.types import FormatError
 
 FAMILY, BASE, MEMBERS = "family.json", "base", "members"
@@ -54,8 +55,12 @@ def family_members(root: str | Path) -> list[str]:
 def write_members(root: Path, members: Sequence[str]) -> None:
     """Replaces the list."""
     fresh = root / f".{FAMILY}.partial"
-    fresh.write_text(json.dumps({"version": VERSION, "base": BASE, "members": list(members)}, indent=1) + "\n")
-    fresh.replace(root / FAMILY)
+    try:
+        with writing(root / FAMILY):
+            fresh.write_text(json.dumps({"version": VERSION, "base": BASE, "members": list(members)}, indent=1) + "\n")
+            fresh.replace(root / FAMILY)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def member_path(path: str | Path, member: str | None) -> Path:
