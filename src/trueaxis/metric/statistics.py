@@ -90,7 +90,7 @@ class Statistics:
         if space not in self.sums:
             raise CalibrationError(f"{space}: the statistics hold no such input space; calibrate with the same model")
         if space not in self._moments:
-            self._moments[space] = self.scratch.hold(self.sums[space] / self.tokens[space])
+            self._moments[space] = self.scratch.hold(self.sums[space] / max(self.tokens[space], 1))
         return self._moments[space]
 
     def mean(self, space: str) -> Array:
@@ -163,10 +163,17 @@ def load_statistics(path: str | Path, scratch: NoScratch = NO_SCRATCH) -> Statis
     if not isinstance(header, dict) or header.get("version") != _VERSION:
         found = header.get("version") if isinstance(header, dict) else None
         raise CalibrationError(f"{path}: expected statistics of version {_VERSION}, found {found}; calibrate again")
+    for name, value in tensors.items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise CalibrationError(f"{path}: {name} holds NaN or Inf; calibrate again")
     try:
-        return replace(_assemble(header, tensors), scratch=scratch)
+        found = replace(_assemble(header, tensors), scratch=scratch)
     except (KeyError, TypeError, ValueError) as error:
         raise CalibrationError(f"{path}: the statistics are incomplete ({error!r}); calibrate again") from error
+    for name, sensitivity in found.sensitivities.items():
+        if not 0 < sensitivity < np.inf:
+            raise CalibrationError(f"{path}: the sensitivity of {name} is {sensitivity}; calibrate again")
+    return found
 
 
 def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
