@@ -9,6 +9,8 @@ import argparse
 import re
 from typing import Any
 
+from trueaxis.engine import ENGINES
+
 DESCRIPTION = """\
 trueaxis compresses Hugging Face checkpoints to a size you choose.
 
@@ -105,6 +107,10 @@ def _add_compress(commands: Any) -> None:
         help="keep a journal beside OUT and go on from one that is there;\nverify an OUT that is finished",
     )  # fmt: skip
     _add_memory(command)
+    command.add_argument(
+        "--engine", choices=ENGINES, default="local", help="where matrices are rounded (default local); same bytes"
+    )
+    command.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray on this machine)")
 
 
 def _add_family(commands: Any) -> None:

@@ -59,7 +59,7 @@ def _compress(options: argparse.Namespace) -> Result:
             evaluation=options.evaluation, calibration=options.calibration, statistics=options.statistics,
             recipe=_recipe(options), seed=options.seed, threads=options.threads,
             device=options.device, overwrite=options.overwrite, resume=options.resume, memory=options.memory,
-            progress=progress,
+            engine=options.engine, ray_address=options.ray_address, progress=progress,
         )  # fmt: skip
     result = asdict(report)
     worst = max(result["tensors"], key=lambda row: row["relative_distortion"])

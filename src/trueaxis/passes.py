@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from trueaxis.assemble import Assembled, count_symbols
+from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables, fit_tables, offsets_from
 from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.journal import NO_JOURNAL, NoJournal
@@ -74,6 +75,7 @@ class Passes:
         journal: Knows matrices of passes that an earlier run made.
         name: Of these passes there.
         scratch: Where indices are held.
+        engine: Where matrices are rounded; the result does not depend on it.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Passes:
         journal: NoJournal = NO_JOURNAL,
         name: str = "",
         scratch: NoScratch = NO_SCRATCH,
+        engine: Local = LOCAL,
     ) -> None:
+        self._engine, self._at_once = engine, engine.side_by_side(threads)
         self._journal, self._name, self._scratch = journal, name, scratch
         self._jobs, self._tables, self._learning_passes = jobs, tables, learning_passes
         self._stage, self._write = stage, write
@@ -103,13 +107,13 @@ class Passes:
             if (known := self._journal.recall(key)) is not None:
                 quantized, residuals = unpacked(*known)
             else:
-                outcome = quantize(job.plan, c, tables)
+                outcome = self._engine.call(quantize, job.plan, c, tables)
                 quantized, residuals = outcome.quantized, outcome.residuals
                 self._journal.keep(key, *packed(quantized, residuals))
             quantized = replace(quantized, indices=self._scratch.hold(quantized.indices))
             return pool(self._stage, job.coded, quantized), residuals
 
-        found = ordered_map(rounded, self._jobs, self._threads)
+        found = ordered_map(rounded, self._jobs, self._at_once)
         matrices = [(job.coded, matrix) for job, (matrix, _) in zip(self._jobs, found, strict=True)]
         counts = ordered_map(lambda pair: count_symbols([pair[1]]), matrices, self._threads)
         fitted = fit_tables(sum(counts, start=count_symbols([])), tables.offsets)

@@ -23,6 +23,7 @@ from trueaxis.align.loss import LOSSES
 from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
+from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
 from trueaxis.function.select import SELECTORS
@@ -71,6 +72,7 @@ class Prepared:
         calibration: Files of calibration text, for tuning.
         journal: Of what an earlier run found.
         bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
+        engine: Where matrices are rounded.
     """
 
     checkpoint: Checkpoint
@@ -89,6 +91,7 @@ class Prepared:
     calibration: Sequence[str | Path] = ()
     journal: NoJournal = NO_JOURNAL
     bases: Mapping[str, bytes] = field(default_factory=dict)
+    engine: Local = LOCAL
 
     @one_thread()
     def fit(self, target: int) -> Assembled:
@@ -123,7 +126,7 @@ class Prepared:
                 start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
         passes = Passes(
             self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress,
-            self.journal, str(target), self.checkpoint.scratch,
+            self.journal, str(target), self.checkpoint.scratch, self.engine,
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         return replace(self._tuned(found, write, target), matrices=(), tables=None)
