@@ -1,19 +1,28 @@
-"""Plain: decoded tensors to ordinary safetensors shards, with one shard in memory at a time.
+"""Plain: decoded tensors to ordinary safetensors shards, with one tensor in memory at a time.
 
-Decoder ─▶ names and sizes divided into shards ─▶ decode, write, forget ─▶ files (and their index)
+Decoder ─▶ names and sizes divided into shards ─▶ header of each, then decode, write, forget ─▶ files (and their index)
+
+The files are those of the safetensors library to the last byte: it orders tensors by size of dtype, then by name.
 """
 
 from __future__ import annotations
 
 import json
+import struct
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trueaxis.container import INDEX
-from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.decode import TORCH_NAMES, Decoder
 
 if TYPE_CHECKING:
     import torch
+
+
+DTYPE_ORDER = (
+    "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64",
+)  # fmt: skip
 
 
 def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, shard_bytes: int) -> list[Path]:
@@ -30,7 +39,6 @@ def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, sh
     """
     import torch
     from huggingface_hub import split_torch_state_dict_into_shards
-    from safetensors.torch import save_file
 
     shapes = {
         name: torch.empty(info.shape, dtype=_stored_dtype(decoder.dtype(name), dtype), device="meta")
@@ -38,14 +46,32 @@ def write_plain(decoder: Decoder, directory: Path, dtype: torch.dtype | None, sh
     }
     split = split_torch_state_dict_into_shards(shapes, max_shard_size=shard_bytes)
     for file, names in split.filename_to_tensors.items():
-        # cloned: a tied tensor may share its storage with the other name, which safetensors refuses
-        shard = {name: decoder.tensor(name, dtype).contiguous() for name in names}
-        shard |= {name: value.clone() for name, value in shard.items() if decoder.alias(name)}
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        _write_shard(decoder, {name: shapes[name] for name in names}, directory / file, dtype)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (directory / INDEX).write_text(json.dumps(index, indent=2))
     return [directory / file for file in split.filename_to_tensors]
+
+
+def _write_shard(decoder: Decoder, shapes: Mapping[str, torch.Tensor], file: Path, dtype: torch.dtype | None) -> None:
+    """One safetensors file; `shapes` are tensors without data."""
+    import torch
+
+    kinds = {getattr(torch, name): kind for kind, name in TORCH_NAMES.items()}
+    order = sorted(shapes, key=lambda name: (-DTYPE_ORDER.index(kinds[shapes[name].dtype]), name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        start, end = end, end + shapes[name].nbytes
+        kind = kinds[shapes[name].dtype]
+        header[name] = {"dtype": kind, "shape": list(shapes[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for name in order:
+            value = decoder.tensor(name, dtype).contiguous()
+            stream.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _stored_dtype(own: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
