@@ -68,6 +68,9 @@ class Passes:
         progress: Told of every pass.
         journal: Knows matrices of passes that an earlier run made.
         name: Of these passes there.
+
+    Attributes:
+        steps: Size of each file → its c.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Passes:
         name: str = "",
     ) -> None:
         self._journal, self._name = journal, name
+        self.steps: dict[int, float] = {}
         self._jobs, self._tables, self._learning_passes = jobs, tables, learning_passes
         self._stage, self._write = stage, write
         self._threads, self._progress, self._made = threads, progress, 0
@@ -106,6 +110,7 @@ class Passes:
         counts = ordered_map(lambda pair: count_symbols([pair[1]]), matrices, self._threads)
         fitted = fit_tables(sum(counts, start=count_symbols([])), tables.offsets)
         result = self._write(matrices, fitted)
+        self.steps[result.file_bytes] = c
         self._made += 1
         if self._made <= self._learning_passes:
             self._tables = learned_tables(fitted, [residuals for _, residuals in found])
