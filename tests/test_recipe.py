@@ -86,7 +86,7 @@ def of(stage: str, **value: Any) -> dict[str, Any]:
         ({}, r"version is None"),
         ({"version": 0, "stage": {}}, r"recipe: unknown key 'stage'; known: stages, version"),
         ({"version": 0, "stages": []}, r"'stages' must be an object"),
-        ({"version": 0, "stages": {"quantise": {}}}, r"unknown key 'quantise'; known: align, entropy"),
+        ({"version": 0, "stages": {"quantise": {}}}, r"unknown key 'quantise'; known: align, drift, entropy"),
         (
             {"version": 0, "stages": {"quantize": "rtn"}},
             r"quantize: expected an object with a 'type', one of: feedback",

@@ -42,7 +42,7 @@ class OnRay(Local):
     """Calls run on a cluster that this process is connected to."""
 
     def __init__(self) -> None:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
 
         self._ray, self._lock = ray, threading.Lock()
         self._task = ray.remote(num_cpus=1, max_retries=RETRIES)(_on_one_processor)
@@ -87,7 +87,7 @@ def engine_of(name: str, address: str | None = None) -> Iterator[Local]:
         yield LOCAL
         return
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise TrueaxisError("the engine ray needs ray; install it with: pip install 'trueaxis[ray]'") from error
     if ray.is_initialized():

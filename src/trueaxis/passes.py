@@ -76,6 +76,9 @@ class Passes:
         name: Of these passes there.
         scratch: Where indices are held.
         engine: Where matrices are rounded; the result does not depend on it.
+
+    Attributes:
+        steps: Size of each file → its c.
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Passes:
     ) -> None:
         self._engine, self._at_once = engine, engine.side_by_side(threads)
         self._journal, self._name, self._scratch = journal, name, scratch
+        self.steps: dict[int, float] = {}
         self._jobs, self._tables, self._learning_passes = jobs, tables, learning_passes
         self._stage, self._write = stage, write
         self._threads, self._progress, self._made = threads, progress, 0
@@ -118,6 +122,7 @@ class Passes:
         counts = ordered_map(lambda pair: count_symbols([pair[1]]), matrices, self._threads)
         fitted = fit_tables(sum(counts, start=count_symbols([])), tables.offsets)
         result = self._write(matrices, fitted)
+        self.steps[result.file_bytes] = c
         self._made += 1
         if self._made <= self._learning_passes:
             self._tables = learned_tables(fitted, [residuals for _, residuals in found])

@@ -23,6 +23,7 @@ from trueaxis.align.loss import LOSSES
 from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
+from trueaxis.drift import DRIFTS, Course
 from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
@@ -129,16 +130,20 @@ class Prepared:
             self.journal, str(target), self.checkpoint.scratch, self.engine,
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
+        course = Course(
+            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], target, fixed,
+            self.recipe.entropy, write, self.progress,
+        )  # fmt: skip
+        found = DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
         return replace(self._tuned(found, write, target), matrices=(), tables=None)
+
+    def _tokens(self) -> Array:
+        return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
 
     def _tuned(self, found: Assembled, write: Write, target: int) -> Assembled:
         """Files after tuning, if they fit."""
-
-        def tokens() -> Array:
-            return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
-
         fixed = frozenset(self.sources.values())
-        lessons = Lessons(self.checkpoint, tokens, fixed, self.seed, self.device, self.progress)
+        lessons = Lessons(self.checkpoint, self._tokens, fixed, self.seed, self.device, self.progress)
         tuned = TUNERS[type(self.recipe.tune)].tune(self.recipe.tune, lessons, self.jobs, found, write)
         return tuned if tuned.file_bytes <= target else found
 

@@ -29,9 +29,11 @@ from trueaxis.stages import (
     Gptq,
     GptqUniform,
     Identity,
+    InTurn,
     Layerwise,
     Learned,
     LowRank,
+    NoDrift,
     NoFunction,
     NoTuning,
     Quantizer,
@@ -63,6 +65,7 @@ class Recipe:
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
     metric: Layerwise | Fisher = field(default_factory=Fisher)
+    drift: NoDrift | InTurn = field(default_factory=NoDrift)
     tune: NoTuning | Gains = field(default_factory=NoTuning)
 
     def __post_init__(self) -> None:
@@ -118,6 +121,7 @@ NAMED: dict[str, Recipe] = {
     "lowrank": Recipe(align=Identity(), function=LowRank()),
     "selected": Recipe(function=Selected()),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
+    "in-turn": Recipe(drift=InTurn()),
     "tuned": Recipe(tune=Gains()),
     "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
     "best": Recipe(quantize=Feedback(effort="best")),

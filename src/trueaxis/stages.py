@@ -199,6 +199,24 @@ class RansPooled:
 
 
 @dataclass(frozen=True)
+class NoDrift:
+    """Drift: every matrix aims at itself, whatever the matrices before it lost."""
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Drift: matrices are quantized again in the order of the forward pass, each against its drifted inputs.
+
+    Attributes:
+        tokens: Calibration tokens that both models read.
+        damping: δ added to E[x̃ x̃ᵀ] as δ · mean of its diagonal · I.
+    """
+
+    tokens: int = 32_768
+    damping: float = 0.01
+
+
+@dataclass(frozen=True)
 class NoTuning:
     """Tune: nothing; the file is what the search found."""
 
@@ -229,6 +247,7 @@ STAGES: dict[str, dict[str, type]] = {
         "watersic-core": WaterSicCore,
     },
     "entropy": {"rans": Rans, "rans-pooled": RansPooled},
+    "drift": {"none": NoDrift, "in-turn": InTurn},
     "tune": {"none": NoTuning, "gains": Gains},
 }
 Quantizer = Feedback | RoundToNearest | Gptq | GptqUniform | WaterSic | WaterSicCore
