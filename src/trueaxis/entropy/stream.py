@@ -17,14 +17,13 @@ from itertools import pairwise
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.entropy.model import CODES_PER_OCTAVE, Tables
+from trueaxis.entropy.model import Tables
+from trueaxis.entropy.side import INTEGERS_PER_BYTE, pack_side, side_lengths, unpack_side
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.quantize.grid import OCTAVE, column_groups, steps
 from trueaxis.types import Array, Contexts, FormatError, Grid, Quantized
 
 SHARED_BELOW = 1 << 18  # matrices with fewer weights share streams
-INTEGERS_PER_BYTE = 4608  # of side information: a number costs at least log2(4096 / 4091) bits there
-LARGEST_CODE = 1 << 20
 SHORT_STREAM, FEW_LANES = 10_000, 16  # bytes below which a lane's three bytes of flushing matter, and lanes for them
 
 Segment = tuple[Array, Array, Array, int, int]
@@ -101,7 +100,7 @@ def pack_residual(quantized: Quantized, tables: Tables, lanes: int, chain: int, 
         if lanes > FEW_LANES and sum(len(stream) for stream, _ in coded) < SHORT_STREAM * len(coded):
             lanes = FEW_LANES
             coded, strips_per_stream = _encode_parts(quantized, tables, lanes, chain)
-    side, modes = _pack_side(quantized.grid, quantized.contexts)
+    side, modes = pack_side(quantized.grid, quantized.contexts)
     head = bytes(
         [quantized.trellis, quantized.grid.resolution, quantized.contexts.shift, modes | quantized.centroids << 4]
     )
@@ -169,9 +168,9 @@ def _unpack_residual(payload: bytes, rows: int, columns: int) -> ResidualHeader:
     side = payload[position : position + side_bytes]
     if len(side) != side_bytes:
         raise ValueError("the side information is truncated")
-    if sum(_side_lengths(rows, columns, group)) > (side_bytes + 8) * INTEGERS_PER_BYTE:
+    if sum(side_lengths(rows, columns, group)) > (side_bytes + 8) * INTEGERS_PER_BYTE:
         raise ValueError(f"{side_bytes} bytes of side information are too few for [{rows}, {columns}]")
-    grid, contexts = _unpack_side(side, rows, columns, group, resolution, shift, modes)
+    grid, contexts = unpack_side(side, rows, columns, group, resolution, shift, modes)
     position += side_bytes
     count = 0 if shared else len(parts(columns, lanes, strips_per_stream))
     lengths = []
@@ -360,75 +359,3 @@ def _description(header: ResidualHeader) -> Description:
     """The coder's view of a matrix that is still coded: its columns in file order."""
     codes = np.ascontiguousarray(header.contexts.column_codes[file_order(header.grid, header.contexts)])
     return header.contexts.row_codes, codes, header.contexts.shift, header.trellis
-
-
-def _predicted_scale(column_codes: Array, resolution: int, shift: int) -> Array:
-    """Scale code expected from a column's step: a step one octave larger makes indices one octave smaller."""
-    return -((column_codes.astype(np.int64) * (CODES_PER_OCTAVE << shift)) // resolution)
-
-
-def _pack_side(grid: Grid, contexts: Contexts) -> tuple[bytes, int]:
-    """Side information and its mode bits: what of each array is coded is whatever takes fewest bytes.
-
-    Bit a of the first four: array a as differences of neighbours instead of around its median. Bit 5: scale codes of
-    columns as they are instead of relative to the steps.
-    """
-    scale = contexts.column_codes.astype(np.int64)
-    relative = scale - _predicted_scale(grid.column_codes, grid.resolution, contexts.shift)
-    values, modes = [], 0
-    for number, arrays in enumerate(
-        ([grid.column_codes], [grid.row_codes.reshape(-1)], [relative, scale], [contexts.row_codes])
-    ):
-        choices = {}
-        for kind, array in enumerate(arrays):
-            integers = np.asarray(array, np.int64)
-            choices[kind << 5] = _around_median(integers)
-            choices[kind << 5 | 1 << number] = _differences(integers)
-        mode = min(
-            choices, key=lambda mode: len(_core.encode_integers(choices[mode], _side_contexts([choices[mode].size])))
-        )
-        modes |= mode
-        values.append(choices[mode])
-    coded = _core.encode_integers(np.concatenate(values), _side_contexts([array.size for array in values]))
-    return coded, modes
-
-
-def _around_median(integers: Array) -> Array:
-    median = int(np.median(integers))
-    return np.concatenate([[median], integers - median]).astype(np.int32)
-
-
-def _differences(integers: Array) -> Array:
-    return np.concatenate([[0], np.diff(integers, prepend=0)]).astype(np.int32)
-
-
-def _side_contexts(lengths: list[int]) -> Array:
-    """The first number of each array has a context of its own."""
-    repeats = [count for length in lengths for count in (1, length - 1)]
-    return np.repeat(np.arange(2 * len(lengths), dtype=np.uint8), repeats)
-
-
-def _side_lengths(rows: int, columns: int, group: int) -> list[int]:
-    """Numbers in each of the four arrays, their first one included."""
-    return [columns + 1, rows * -(-columns // group) + 1, columns + 1, rows + 1]
-
-
-def _unpack_side(
-    side: bytes, rows: int, columns: int, group: int, resolution: int, shift: int, modes: int
-) -> tuple[Grid, Contexts]:
-    lengths = _side_lengths(rows, columns, group)
-    coded = _core.decode_integers(side, _side_contexts(lengths)).astype(np.int64)
-    arrays = []
-    for number, array in enumerate(np.split(coded, np.cumsum(lengths)[:-1])):
-        differences = bool(modes >> number & 1)
-        body = np.cumsum(array[1:]) if differences else array[1:] + array[0]
-        if np.abs(body).max() > LARGEST_CODE or (differences and array[0] != 0):
-            raise ValueError("a step or scale code is out of range")
-        arrays.append(body)
-    column_steps, row_steps, scale, row_scale = arrays
-    if not modes >> 5:
-        scale = scale + _predicted_scale(column_steps, resolution, shift)
-    grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, -1), resolution, group)
-    for codes in (grid.column_codes, grid.row_codes):
-        steps(codes, resolution)
-    return grid, Contexts(row_scale.astype(np.int32), scale.astype(np.int32), shift)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.entropy.stream import INTEGERS_PER_BYTE
+from trueaxis.entropy.side import INTEGERS_PER_BYTE
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.types import Array
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.entropy.stream import INTEGERS_PER_BYTE
+from trueaxis.entropy.side import INTEGERS_PER_BYTE
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.runtime.bitplanes import unpack_bitplanes
 from trueaxis.types import Array

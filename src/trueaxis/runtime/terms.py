@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.entropy.stream import INTEGERS_PER_BYTE
+from trueaxis.entropy.side import INTEGERS_PER_BYTE
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.quantize.grid import nearest_codes, steps
 from trueaxis.runtime.factors import product
