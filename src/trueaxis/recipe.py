@@ -173,11 +173,14 @@ def name_of(document: Mapping[str, Any]) -> str:
         'rtn'
     """
     stages = document.get("stages")
-    if not isinstance(stages, Mapping) or not stages.keys() >= STAGES.keys():
-        return " · ".join(map(str, stages)) if isinstance(stages, Mapping) else "unknown"
-    types = [stages[stage].get("type") for stage in STAGES]
-    found = (name for name in ("default", *NAMED) if NAMED[name].to_json() == document)
-    return next(found, " · ".join(map(str, types)))
+    if not isinstance(stages, Mapping):
+        return "unknown"
+    try:
+        found = Recipe.from_json(document)  # stages that came later keep their defaults
+    except TrueaxisError:
+        return " · ".join(map(str, stages))
+    types = (_type_name(stage, getattr(found, stage)) for stage in STAGES)
+    return next((name for name in ("default", *NAMED) if NAMED[name] == found), " · ".join(types))
 
 
 def _type_name(stage: str, value: object) -> str:

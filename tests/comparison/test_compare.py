@@ -157,3 +157,9 @@ def test_peers_that_calibrate_get_the_text_itself(tiny_llama: Path, tokens: Path
         calibration_inputs(Original(prepared, []), tmp_path)
     with pytest.raises(CalibrationError, match="found several lengths"):
         calibration_inputs(Original(prepared, [tokens, unseen]), tmp_path)
+
+
+def test_recipes_that_read_the_calibration_text_again(tiny_llama: Path, tokens: Path, unseen: Path) -> None:
+    found = compare(tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "in-turn"], peers=[], calibration=[tokens])
+    assert [row.name for row in found.rows] == ["tuned", "in-turn"]
+    assert not found.absent

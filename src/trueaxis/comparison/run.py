@@ -122,7 +122,7 @@ def compare(
         if not file.exists():
             obtain_statistics(checkpoint, trace(checkpoint), calibration, None, seed, device, progress).save(file)
         prepared_by = partial(
-            _prepared, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=(),
+            _prepared, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=calibration,
             statistics=file, seed=seed, threads=threads or default_threads(), device=device, progress=progress,
         )  # fmt: skip
         trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)

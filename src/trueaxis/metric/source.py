@@ -122,7 +122,8 @@ def calibration_tokens(
     elif statistics.source == "sampled":
         return sample_tokens(checkpoint, minimum_tokens(weights), seed=seed)
     raise CalibrationError(
-        "tuning reads the calibration text again: give the text that the statistics were made from (--calibration)"
+        "the stages drift and tune read the calibration text again: give the text that the statistics were made from "
+        "(--calibration)"
     )
 
 
