@@ -46,7 +46,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 README, BEGIN, END = ROOT / "README.md", "<!-- bench: begin -->", "<!-- bench: end -->"
 SHOWN_MODEL, SHOWN_RECIPES, SHOWN_BITS = (
     "pycode-6m",
-    ("default", "identity", "watersic", "gptq", "rtn"),
+    ("in-turn", "default", "identity", "watersic", "gptq", "rtn"),
     (2.0, 3.0, 4.0),
 )
 RECIPES = tuple(dict.fromkeys(["default", *(name for name in NAMED if name != "gauge")]))
@@ -215,7 +215,8 @@ def fill_readme(found: dict[str, list[ComparisonReport]]) -> None:
     if not mark or not reports or any(len(line) < len(SHOWN_RECIPES) for line in complete):
         print(f"README: left as it is; its table needs {SHOWN_MODEL} with {', '.join(SHOWN_RECIPES)} at {SHOWN_BITS}")
         return
-    lines = [f"| bits per parameter | {' | '.join(f'`{name}`' for name in SHOWN_RECIPES)} |", "|---" * 6 + "|"]
+    titles = ["bits per parameter", *(f"`{name}`" for name in SHOWN_RECIPES)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for line_of in complete:
         rates = sorted({f"{row.bits_per_param:.2f}" for row in line_of})
         lines.append(f"| {' to '.join(rates[:: max(1, len(rates) - 1)])} | {' | '.join(map(cell, line_of))} |")
