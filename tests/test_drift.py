@@ -28,16 +28,14 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
     np.save(tmp_path / "tokens.npy", rng.integers(0, 128, (80, 64)))
     target = Checkpoint.open(tiny_llama).parameters * 3 // 8
     prepared = _prepared(tiny_llama, tmp_path / "tokens.npy", target, TURNS)
-    found = {}
+    found, unseen = {}, rng.integers(0, 128, (64, 64))
     for drift in (InTurn(tokens=4096), NoDrift()):
         name = type(drift).__name__
         one = replace(prepared, recipe=replace(TURNS, drift=drift))
         files = one.fit(target)
         assert 0.99 * target < files.file_bytes <= target
         one.save(files, tmp_path / name, overwrite=False, begun=0.0)
-        found[name] = trueaxis.evaluate(
-            tmp_path / name, tokens=rng.integers(0, 128, (16, 64)), reference=tiny_llama
-        ).kl_nats
+        found[name] = trueaxis.evaluate(tmp_path / name, tokens=unseen, reference=tiny_llama).kl_nats
     assert found["InTurn"] < 0.98 * found["NoDrift"]
 
 

@@ -157,7 +157,7 @@ def test_control_c_at_every_stage(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "where"), [(unpack, "safetensors.torch.save_file"), (report, "pathlib.Path.replace")]
+    ("arguments", "where"), [(unpack, "trueaxis.runtime.plain._write_shard"), (report, "pathlib.Path.replace")]
 )
 def test_control_c_where_nothing_tells_of_progress(
     arguments: Arguments, where: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
