@@ -172,7 +172,7 @@ def _add_compare(commands: Any) -> None:
     command.add_argument("--recipes", nargs="+", default=list(COMPARED), metavar="NAME", help=f"({' '.join(COMPARED)})")
     command.add_argument(
         "--peers", nargs="*", default=list(PEERS), metavar="NAME",
-        help=f"of {', '.join(PEERS)} (default: all);\n'make bench-peers' installs them, each apart",
+        help=f"of {', '.join(PEERS)} (default: all; with no NAME: none);\n'make bench-peers' installs them, each apart",
     )  # fmt: skip
     _add_calibration(command)
     command.add_argument("--plot", metavar="FILE", help="draw KL over the rate in a .png or .svg file")
