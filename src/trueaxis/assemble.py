@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.container import CONFIG, Entry, pack_shards
+from trueaxis.container import CONFIG, SHARD_BYTES, Entry, pack_shards
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, Tables, pack_tables
 from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, segment
 from trueaxis.header import config_hash
@@ -31,7 +31,6 @@ from trueaxis.types import Array, Quantized, Transform, Weight
 if TYPE_CHECKING:
     import torch
 
-SHARD_BYTES = 5 * 10**9
 WIDEST_FIRST = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 

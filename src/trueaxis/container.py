@@ -46,6 +46,7 @@ INDEX = "model.safetensors.index.json"
 CONFIG_LIMIT = 1 << 24  # bytes of config.json
 MODEL_RECORD_LIMIT = 1 << 26  # bytes of the model record
 READ_BYTES = 1 << 22
+SHARD_BYTES = 5 * 10**9  # a file holds no more records than this, or one tensor
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from trueaxis.container import Container
+from trueaxis.inspection import REPORT
 from trueaxis.recipe import name_of
 from trueaxis.types import Evaluation, TrueaxisError
 
-CARD, REPORT = "README.md", "trueaxis.json"
+CARD = "README.md"
 KEPT = ("license", "license_name", "license_link", "language", "pipeline_tag", "datasets")  # of the original's card
 
 

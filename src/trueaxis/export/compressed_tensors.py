@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueaxis.container import INDEX
+from trueaxis.container import INDEX, SHARD_BYTES, shard_names
 from trueaxis.export.rounding import round_groups
 from trueaxis.metric.calibrate import calibrate
 from trueaxis.metric.source import read_tokens
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 BITS = {"int4": 4, "int8": 8}
 GROUPS = (128, 64, 32)
-SHARD_BYTES = 5 * 10**9
 
 
 def write_compressed_tensors(checkpoint: Checkpoint, directory: Path, wanted: Wanted) -> tuple[str, ...]:
@@ -167,8 +166,6 @@ def _saved(shard: Mapping[str, torch.Tensor], directory: Path, number: int, save
 
 def _name_shards(directory: Path, shards: list[dict[str, int]]) -> None:
     """Names that Hugging Face has for so many shards, and their index where there are several."""
-    from trueaxis.container import shard_names
-
     names = shard_names(len(shards))
     for number, name in enumerate(names):
         (directory / f"{number}.partial").rename(directory / name)

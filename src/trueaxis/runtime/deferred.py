@@ -110,6 +110,21 @@ def value(origin: Source | Step, read: Callable[[str], torch.Tensor]) -> torch.T
     return found if origin.place is None else found[origin.place]
 
 
+class Decoded:
+    """Parameters of deferred weights that are decoded once and for all; the same origin gives the same parameter."""
+
+    def __init__(self, read: Callable[[str], torch.Tensor]) -> None:
+        self._read = read
+        self._known: dict[int, torch.nn.Parameter] = {}
+
+    def __call__(self, weight: Deferred) -> torch.nn.Parameter:
+        """The parameter that a weight becomes."""
+        if id(weight.origin) not in self._known:
+            found = value(weight.origin, self._read)
+            self._known[id(weight.origin)] = torch.nn.Parameter(found, requires_grad=False)
+        return self._known[id(weight.origin)]
+
+
 def _refuse_coded(arguments: Any) -> None:
     for argument in tree_leaves(arguments):
         if isinstance(argument, Deferred) and argument.coded:

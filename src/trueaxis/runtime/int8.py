@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from trueaxis.quantize.grid import steps
-from trueaxis.runtime.deferred import Deferred, Source, value
+from trueaxis.runtime.deferred import Decoded, Deferred, Source
 from trueaxis.runtime.held import HeldDecoder
 from trueaxis.types import TrueaxisError
 
@@ -114,7 +114,7 @@ def settle_int8(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) -> I
         for weight in module._parameters.values():
             if isinstance(weight, Deferred):
                 uses[id(weight.origin)] = uses.get(id(weight.origin), 0) + 1
-    known: dict[int, nn.Parameter] = {}
+    decoded = Decoded(lambda source: decoder.tensor(source, dtype))
     for name, module in list(model.named_modules()):
         for attribute, weight in list(module._parameters.items()):
             if not isinstance(weight, Deferred):
@@ -126,10 +126,7 @@ def settle_int8(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) -> I
                 report.packed[f"{name}.{attribute}"] = packed.sparse_values.numel()
                 continue
             report.dense[f"{name}.{attribute}"] = packed
-            if id(weight.origin) not in known:
-                found = value(weight.origin, lambda source: decoder.tensor(source, dtype))
-                known[id(weight.origin)] = nn.Parameter(found, requires_grad=False)
-            module._parameters[attribute] = known[id(weight.origin)]
+            module._parameters[attribute] = decoded(weight)
     return report
 
 

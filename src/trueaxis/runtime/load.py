@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueaxis.container import CONFIG
+from trueaxis.container import CONFIG, SHARD_BYTES
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DTYPES = ("float32", "float16", "bfloat16")
-SHARD_BYTES = 5 * 10**9
 GENERATION = "generation_config.json"
 
 

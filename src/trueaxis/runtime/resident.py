@@ -4,6 +4,7 @@ directory ─▶ decoder ─▶ state (tensors for transformers' loader) ─▶ 
 
 dense         an ordinary model
 compressed    coded in memory, decoded block by block while the model runs: streams.py
+int8          linear layers on 8-bit integers, the rest dense: int8.py
 """
 
 from __future__ import annotations

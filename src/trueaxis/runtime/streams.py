@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueaxis.runtime.deferred import Deferred, Source, Step, value
+from trueaxis.runtime.deferred import Decoded, Deferred, Source, Step, value
 from trueaxis.runtime.held import HeldDecoder
 from trueaxis.types import TrueaxisError
 
@@ -202,7 +202,7 @@ def settle_deferred(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) 
     """Names the coded weights of a model, and decodes those that no module waits for: outside of the topmost lists,
     only embeddings and linear layers do."""
     members = tuple(f"{name}." for name in _members(model))
-    known: dict[int, nn.Parameter] = {}
+    decoded = Decoded(lambda source: decoder.tensor(source, dtype))
     for name, module in model.named_modules():
         waits = f"{name}.".startswith(members) or isinstance(module, nn.Embedding | nn.Linear)
         for attribute, weight in list(module._parameters.items()):
@@ -211,10 +211,7 @@ def settle_deferred(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) 
             if waits:
                 weight.coded = f"{name}.{attribute}"
                 continue
-            if id(weight.origin) not in known:
-                found = value(weight.origin, lambda source: decoder.tensor(source, dtype))
-                known[id(weight.origin)] = nn.Parameter(found, requires_grad=False)
-            module._parameters[attribute] = known[id(weight.origin)]
+            module._parameters[attribute] = decoded(weight)
 
 
 def _members(model: nn.Module) -> list[str]:
