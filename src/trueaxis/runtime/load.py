@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,35 @@ def load(
         model.generation_config = type(model.generation_config).from_pretrained(path)
     residence.settle(model, decoder, wanted)
     return model.eval()
+
+
+def load_tensor(
+    path: str | Path, name: str, dtype: torch.dtype | None = None, base: str | Path | None = None
+) -> torch.Tensor:
+    """One tensor; of the files no more is read, or downloaded, than header, tables and what this tensor is made of.
+
+    Args:
+        path: Directory written by `trueaxis.compress`, or its address: "hf://owner/name" on the Hub, with @revision
+            after it or not, or any other that fsspec knows.
+        name: Of the tensor, in the original checkpoint.
+        dtype: By default that of the original.
+        base: As for `load`.
+
+    Raises:
+        FormatError: It is damaged, or there is no such directory.
+        TrueaxisError: There is no tensor of this name, or the address cannot be read.
+
+    Example:
+        >>> trueaxis.load_tensor("hf://me/llama-3bit", "model.norm.weight")   # doctest: +SKIP
+    """
+    try:
+        decoder = Decoder(path, base=base)
+        if name not in decoder.names():
+            near = get_close_matches(name, decoder.names(), 3)
+            raise TrueaxisError(f"{path}: holds no tensor {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+        return decoder.tensor(name, dtype)
+    except (ImportError, ValueError, OSError) as error:
+        raise TrueaxisError(f"{path}: cannot be read: {error}") from error
 
 
 def _architecture(decoder: Decoder) -> tuple[Any, Any]:
