@@ -257,7 +257,7 @@ class Decoder:
         if len(self._products) > 1:  # each takes few bytes and much memory, and a model has one head
             raise FormatError(f"{info.name}: one tensor may be a product, not {' and '.join(self._products[:2])} too")
         factor = self._matrix(info, parts, 0, torch.float32)
-        return torch.from_numpy(exact_product(self.tensor(source, torch.float32).numpy(), factor.numpy()))
+        return torch.from_numpy(exact_product(self.tensor(source, torch.float32).cpu().numpy(), factor.numpy()))
 
     @cached_property
     def _products(self) -> list[str]:

@@ -16,6 +16,7 @@ from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
 from trueaxis.runtime.resident import residence_of
+from trueaxis.processor import torch_device
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -33,6 +34,7 @@ def load(
     base: str | Path | None = None,
     member: str | None = None,
     resident: str = "dense",
+    device: torch.device | str = "cpu",
 ) -> PreTrainedModel:
     """A transformers model: an ordinary one, or one whose weights stay small in memory.
 
@@ -43,20 +45,22 @@ def load(
         member: Which one, where `path` is the root of a family.
         resident: In what form weights are kept in memory: "dense"; "compressed", coded and decoded block by block
             whenever the model runs; or "int8", linear layers in 8 bits (docs/runtime.md says what such models can do).
+        device: Where the model runs: "cpu", "cuda", "cuda:1". A GPU decodes for itself where Triton is installed.
 
     Returns:
         The model, in evaluation mode, with its generation settings; `trueaxis.hf` gives the same one.
 
     Raises:
         FormatError: The file is damaged; the message names the tensor.
-        TrueaxisError: There is no such form.
+        TrueaxisError: There is no such form, or no such device.
 
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
     path = member_path(path, member)
-    residence = residence_of(resident)
-    decoder = residence.open(Path(path), base)
+    place = torch_device(device)
+    residence = residence_of(resident, place)
+    decoder = residence.open(Path(path), base, place)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
     state = residence.state(decoder, wanted)
@@ -71,6 +75,9 @@ def load(
     if model.can_generate() and (Path(path) / GENERATION).is_file():
         model.generation_config = type(model.generation_config).from_pretrained(path)
     residence.settle(model, decoder, wanted)
+    for module in model.modules():  # the weights are there
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.to(place)
     return model.eval()
 
 

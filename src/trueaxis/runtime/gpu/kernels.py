@@ -1,0 +1,278 @@
+"""Kernels: streams to values on a GPU, bit for bit those of the CPU.
+
+    stream ─▶ one warp: 32 lanes, strip after strip ─▶ columns [file order, rows] ─▶ places, transposed ─▶ [rows, columns]
+              decode_streams                            scratch                      place_columns
+
+One launch decodes any number of streams; what it reads is in tables that plan.py makes. A lane writes four rows of its
+column at a time, so that the second launch finds them side by side. Damage is told in a status per stream; nothing
+beyond a stream's own bytes is read, whatever they say.
+
+References: Giesen, arXiv:1402.3392 (interleaved rANS and SIMD renormalization).
+"""
+
+from __future__ import annotations
+
+import os
+
+import triton
+import triton.language as tl
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+STREAM_FIELDS = tl.constexpr(8)
+STRIP_FIELDS = tl.constexpr(16)
+MATRIX_FIELDS = tl.constexpr(8)
+ROWS = tl.constexpr(4)  # of a column in 64 bits of bfloat16
+REACH = tl.constexpr(128)  # values of k per table
+MARK = tl.constexpr(-64)  # k of an escape, or where a table is absent
+FLOOR = tl.constexpr(1 << 16)
+LARGEST_ORDER = tl.constexpr(24)
+LARGEST_INDEX = tl.constexpr(1 << 24)
+
+# Status bits, in the order in which they are told.
+BELOW_FLOOR = tl.constexpr(1)
+ABSENT = tl.constexpr(2)
+OUT_OF_RANGE = tl.constexpr(4)
+ESCAPES_SHORT = tl.constexpr(8)
+WORDS_SHORT = tl.constexpr(16)
+STATES = tl.constexpr(32)
+WORDS_LEFT = tl.constexpr(64)
+ESCAPES_LEFT = tl.constexpr(128)
+
+BALLOT = tl.constexpr("""{
+    .reg .pred p;
+    .reg .b32 all, below;
+    setp.ne.s32 p, $2, 0;
+    vote.sync.ballot.b32 all, p, 0xffffffff;
+    mov.u32 below, %lanemask_lt;
+    and.b32 below, below, all;
+    popc.b32 $0, below;
+    popc.b32 $1, all;
+}""")
+
+
+@triton.jit
+def ranked(flags, VOTE: tl.constexpr):
+    """How many lanes below have a flag, and how many have one at all."""
+    if VOTE:
+        rank, total = tl.inline_asm_elementwise(
+            BALLOT, "=r,=r,r", [flags], dtype=(tl.int32, tl.int32), is_pure=True, pack=1
+        )
+    else:
+        total = tl.sum(flags, 0)
+        rank = tl.cumsum(flags, 0) - flags
+    return rank, total
+
+
+@triton.jit
+def window_at(data, size, place):
+    """At least 57 bits from bit `place` on, most significant first; zeros beyond `size` bytes."""
+    i = tl.arange(0, 8)
+    at = (place >> 3) + i
+    found = tl.load(data + at, mask=at < size, other=0).to(tl.uint64)
+    whole = tl.sum(found << (56 - 8 * i).to(tl.uint64), 0)
+    return whole << (place & 7).to(tl.uint64)
+
+
+@triton.jit
+def read_escape(data, size, used, order, LARGEST: tl.constexpr):
+    """(k, bits used by then, status) of the escape at bit `used`."""
+    window = window_at(data, size, used)
+    negative = (window >> 63) != 0
+    window = window << 1
+    zeros = used * 0
+    for bits in tl.static_range(5):
+        clear = (window >> (64 - (16 >> bits))) == 0
+        zeros += tl.where(clear, 16 >> bits, 0)
+        window = tl.where(clear, window << (16 >> bits), window)
+    status = tl.where(zeros > LARGEST_ORDER, OUT_OF_RANGE, 0)
+    zeros = tl.minimum(zeros, LARGEST_ORDER)
+    window = window_at(data, size, used + 1 + zeros)
+    scaled = window >> (63 - zeros).to(tl.uint64)
+    low = ((window << (zeros + 1).to(tl.uint64)) >> 1) >> (63 - order).to(tl.uint64)
+    excess = (((scaled - 1) << order.to(tl.uint64)) | low).to(tl.int64)
+    magnitude = excess + LARGEST + 1
+    beyond = (scaled == 0) | (magnitude > LARGEST_INDEX)
+    status = tl.where(beyond, status | OUT_OF_RANGE, status)
+    magnitude = tl.where(beyond, LARGEST + 1, magnitude)
+    used += 2 + 2 * zeros + order
+    status = tl.where(used > size * 8, status | ESCAPES_SHORT, status)
+    return tl.where(negative, -magnitude, magnitude).to(tl.int32), used, status
+
+
+@triton.jit
+def round_to_bfloat16(values):
+    """Bits, to the nearest, ties to even."""
+    bits = values.to(tl.uint32, bitcast=True)
+    return (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+
+
+@triton.jit
+def decode_streams(
+    words, escapes, streams, strips, column_codes, column_steps, column_groups, row_codes, row_steps,
+    lookup, values, offsets, orders, scratch, statuses,
+    LARGEST: tl.constexpr, CLASSES: tl.constexpr, WIDE: tl.constexpr, VOTE: tl.constexpr,
+):  # fmt: skip
+    """Decodes one stream per program.
+
+    Args:
+        words: uint16, of all streams, initial states first.
+        escapes: uint8, of all streams.
+        streams, strips: int64 [·, 8] and [·, 16], see plan.py.
+        column_codes, column_steps, column_groups: Of all columns, in file order.
+        row_codes, row_steps: Of all rows, and of all rows × groups.
+        lookup: uint32 [2, CLASSES, 4096]: frequency | slot − start << 12 | k << 24.
+        values: float32 [sets, 2, CLASSES, 128]: reconstructions of k = −64 … 63.
+        offsets: float32 [sets, 2, CLASSES]: of |k| ≥ 2.
+        orders: int32 [CLASSES], of escapes.
+        scratch: What is decoded: float32, or int64 for four rows of bfloat16.
+        statuses: int32 per stream.
+        LARGEST: K.
+        WIDE: Whether values are float32.
+        VOTE: Whether there is a warp to ask; an interpreter has none.
+    """
+    stream = tl.program_id(0)
+    lane = tl.arange(0, 32)
+    fields = streams + stream.to(tl.int64) * STREAM_FIELDS
+    first_strip = tl.load(fields)
+    last_strip = tl.load(fields + 1)
+    lanes = tl.load(fields + 2).to(tl.int32)
+    start = words + tl.load(fields + 3)
+    count = tl.load(fields + 4).to(tl.int32)
+    data = escapes + tl.load(fields + 5)
+    size = tl.load(fields + 6)
+
+    known = lane < lanes
+    low = tl.load(start + 2 * lane, mask=known, other=0).to(tl.uint32)
+    high = tl.load(start + 2 * lane + 1, mask=known, other=1).to(tl.uint32)
+    x = low | (high << 16)
+    status = tl.max(tl.where(x < FLOOR, BELOW_FLOOR, 0), 0)
+    start += 2 * lanes
+    position = tl.zeros([32], tl.int32)
+    used = size * 0
+
+    for strip in range(first_strip, last_strip):
+        part = strips + strip * STRIP_FIELDS
+        column = tl.load(part)
+        width = tl.load(part + 1).to(tl.int32)
+        rows = tl.load(part + 2).to(tl.int32)
+        codes = row_codes + tl.load(part + 3)
+        own_steps = row_steps + tl.load(part + 4)
+        groups = tl.load(part + 5).to(tl.int32)
+        shift = tl.load(part + 6).to(tl.int32)
+        on_parity = tl.load(part + 7).to(tl.int32)
+        on_state = tl.load(part + 8).to(tl.int32)
+        chosen = tl.load(part + 9)
+        own_values = values + chosen * (2 * CLASSES * REACH) - MARK
+        own_offsets = offsets + chosen * (2 * CLASSES)
+        stride = tl.load(part + 11)
+        target = tl.load(part + 10) + lane * stride
+
+        inside = lane < width
+        own_rows = tl.where(inside, rows, 0)
+        of_lane = column + tl.minimum(lane, width - 1)
+        code = tl.load(column_codes + of_lane)
+        step = tl.load(column_steps + of_lane)
+        own_steps += tl.load(column_groups + of_lane)
+        trellis = tl.zeros([32], tl.int32)
+
+        for top in range(0, rows, ROWS):
+            packed = tl.zeros([32], tl.uint64)
+            for r in tl.static_range(ROWS):
+                row = tl.minimum(top + r, rows - 1)
+                active = top + r < own_rows
+                row_step = tl.load(own_steps + row.to(tl.int64) * groups)
+                cls = tl.minimum(tl.maximum((tl.load(codes + row) + code) >> shift, 0), CLASSES - 1)
+                quantizer = trellis & 1
+                table = quantizer * CLASSES + cls
+                entry = tl.load(lookup + ((table << 12) | (x & 0xFFF).to(tl.int32)))
+                k = entry.to(tl.int32, bitcast=True) >> 24
+                frequency = entry & 0xFFF
+                next_x = frequency * (x >> 12) + ((entry >> 12) & 0xFFF)
+                needs = active & (next_x < FLOOR)
+                rank, total = ranked(needs.to(tl.int32), VOTE)
+                at = position + rank
+                word = tl.load(start + at, mask=needs & (at < count), other=0)
+                next_x = tl.where(needs, (next_x << 16) | word.to(tl.uint32), next_x)
+                x = tl.where(active, next_x, x)
+                position += total
+                value = tl.load(own_values + (table * REACH + k))
+                escaped = active & (k == MARK)
+                if tl.max(escaped.to(tl.int32), 0) > 0:
+                    status |= tl.max(tl.where(escaped & (frequency == 0), ABSENT, 0), 0)
+                    order_of_lane = tl.load(orders + cls)
+                    waiting = tl.where(escaped, lane, 32)
+                    next_lane = tl.min(waiting, 0)
+                    while next_lane < 32:
+                        order = tl.sum(tl.where(lane == next_lane, order_of_lane, 0), 0).to(tl.int64)
+                        found, used, wrong = read_escape(data, size, used, order, LARGEST)
+                        status |= wrong
+                        k = tl.where(lane == next_lane, found, k)
+                        waiting = tl.where(lane == next_lane, 32, waiting)
+                        next_lane = tl.min(waiting, 0)
+                    sign = tl.where(k < 0, -1, 1)
+                    offset = sign.to(tl.float32) * tl.load(own_offsets + table)
+                    value = tl.where(escaped, (2 * k - quantizer * sign).to(tl.float32) + offset, value)
+                trellis = (trellis >> 1) ^ ((-(k & 1)) & on_parity) ^ ((-quantizer) & on_state)
+                value = value * (step * row_step)
+                if WIDE:
+                    tl.store(scratch + target + top + r, value, mask=active)
+                else:
+                    packed |= round_to_bfloat16(value).to(tl.uint64) << (16 * r)
+            if not WIDE:
+                tl.store(scratch + (target + top) // ROWS, packed.to(tl.int64, bitcast=True), mask=inside)
+
+    status |= tl.max(tl.where(known & (x != FLOOR), STATES, 0), 0)
+    taken = tl.max(position, 0)
+    status |= tl.where(taken > count, WORDS_SHORT, tl.where(taken < count, WORDS_LEFT, 0))
+    left = size * 8 - used
+    last = tl.load(data + size - 1, mask=(left > 0) & (left < 8), other=0).to(tl.int64)
+    unread = last & ((1 << (left & 7)) - 1)
+    status |= tl.where((left >= 8) | ((left > 0) & (unread != 0)), ESCAPES_LEFT, 0)
+    tl.store(statuses + stream, status)
+
+
+@triton.jit
+def place_columns(
+    scratch, tiles, matrices, places,
+    WIDE: tl.constexpr, TRANSPOSED: tl.constexpr, EVEN: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Columns in file order [columns, stride] to where each belongs: [rows, columns], or its transpose.
+
+    Args:
+        scratch: Of `decode_streams`, as float32 or int16.
+        tiles: int32 per program: the matrix that it works on.
+        matrices: int64 [·, 8], see plan.py; addresses of what is written among it.
+        places: int32, of all columns of all matrices: where each stands in file order.
+        EVEN: Divides all columns (rows where transposed), and addresses of values.
+        BLOCK: Rows and columns of a tile.
+    """
+    tile = tl.program_id(0)
+    fields = matrices + tl.load(tiles + tile).to(tl.int64) * MATRIX_FIELDS
+    number = tile - tl.load(fields).to(tl.int32)
+    rows = tl.load(fields + 1).to(tl.int32)
+    columns = tl.load(fields + 2).to(tl.int32)
+    if TRANSPOSED:
+        rows = tl.multiple_of(rows, EVEN)
+    else:
+        columns = tl.multiple_of(columns, EVEN)
+    own_places = places + tl.load(fields + 3)
+    source = scratch + tl.multiple_of(tl.load(fields + 4), ROWS)
+    stride = tl.multiple_of(tl.load(fields + 5), ROWS)
+    address = tl.load(fields + 6)
+    if WIDE:
+        out = tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 4 * EVEN)
+    else:
+        out = tl.multiple_of(address.to(tl.pointer_type(tl.int16)), 2 * EVEN)
+    across = tl.cdiv(columns, BLOCK)
+    i = number // across * BLOCK + tl.arange(0, BLOCK)
+    j = number % across * BLOCK + tl.arange(0, BLOCK)
+    place = tl.load(own_places + j, mask=j < columns, other=0).to(tl.int64)
+    # A column is padded to whole groups of rows, which are read whole.
+    found = tl.load(source + place[:, None] * stride + i[None, :], mask=(j < columns)[:, None] & (i < stride)[None, :])
+    if TRANSPOSED:
+        inside = (j < columns)[:, None] & (i < rows)[None, :]
+        tl.store(out + j.to(tl.int64)[:, None] * rows + i[None, :], found, mask=inside)
+    else:
+        inside = (i < rows)[:, None] & (j < columns)[None, :]
+        tl.store(out + i.to(tl.int64)[:, None] * columns + j[None, :], tl.trans(found), mask=inside)
