@@ -23,7 +23,7 @@ from trueaxis.align.loss import LOSSES
 from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
-from trueaxis.drift import DRIFTS, Course
+from trueaxis.drift import DRIFTS
 from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
@@ -48,6 +48,7 @@ from trueaxis.scratch import held
 from trueaxis.stages import EFFORTS, Gauge, Identity, Learned
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
+from trueaxis.turns import Course
 from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight
 
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
@@ -131,8 +132,8 @@ class Prepared:
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         course = Course(
-            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], target, fixed,
-            self.recipe.entropy, write, self.progress,
+            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], finest, target,
+            self.recipe.entropy, write, self.threads, self.progress, self.journal, self.engine,
         )  # fmt: skip
         found = DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
         return replace(self._tuned(found, write, target), matrices=(), tables=None)

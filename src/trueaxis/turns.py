@@ -1,0 +1,242 @@
+"""Turns: one round through the model in which every matrix is quantized after those before it.
+
+    original    x ─▶ block ─▶ …        C = E[x x̃ᵀ]
+    compressed  x̃ ─▶ block ─▶ …        H̃ = E[x̃ x̃ᵀ]    W′ = W + W (C − H̃) (H̃ + δI)⁻¹ ─▶ quantize ─▶ next space
+
+Both models are in the coordinates of the file and go through the text side by side, block by block. What a matrix takes
+more or less than it was allowed changes the steps of those after it, so that a round ends close to the size wanted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from trueaxis import _core
+from trueaxis.assemble import Assembled, count_symbols
+from trueaxis.engine import Local
+from trueaxis.entropy.model import Tables, fit_tables
+from trueaxis.entropy.pooling import POOLINGS
+from trueaxis.entropy.stream import segment
+from trueaxis.journal import NoJournal
+from trueaxis.metric.walking import Walk
+from trueaxis.model.architecture import locate, submodule
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.graph import Route
+from trueaxis.parallel import ordered_map, ordered_stream
+from trueaxis.passes import Job, Write
+from trueaxis.progress import Progress
+from trueaxis.quantize.budget import OCTAVE_BITS
+from trueaxis.quantize.feedback import quantize
+from trueaxis.quantize.outcome import packed, unpacked
+from trueaxis.runtime.transforms import decoded, undone
+from trueaxis.stages import Coder, InTurn
+from trueaxis.types import Array, Quantized
+
+R = TypeVar("R")
+
+MOST_OCTAVES = 0.5  # that steps change by within a round, either way
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """What the search left to go on from.
+
+    Attributes:
+        checkpoint: The original.
+        tokens: Reads calibration text, integers [sequences, length].
+        jobs: All matrices.
+        c, finest: Of the files that were found, and the smallest there may be.
+        target: Bytes not to exceed.
+        coder: Of the recipe.
+        write: Makes files.
+        threads: Workers; the result does not depend on them.
+        progress: Told of every block.
+        journal: Knows matrices of rounds that an earlier run made.
+        engine: Where matrices are rounded.
+    """
+
+    checkpoint: Checkpoint
+    tokens: Callable[[], Array]
+    jobs: Sequence[Job]
+    c: float
+    finest: float
+    target: int
+    coder: Coder
+    write: Write
+    threads: int
+    progress: Progress
+    journal: NoJournal
+    engine: Local
+
+
+class Allowance:
+    """Bits that are left for the matrices still to come, and the steps that spend them.
+
+    Args:
+        c: At which the bits were counted.
+        finest: Smallest c.
+        bits: Of every matrix at c, by name.
+        weights: Of every matrix, by name.
+        more: Bits to spend beyond all of these.
+    """
+
+    def __init__(
+        self, c: float, finest: float, bits: Mapping[str, float], weights: Mapping[str, int], more: float
+    ) -> None:
+        self._c, self._finest, self._bits, self._weights = c, finest, bits, weights
+        self._more, self._left = more, sum(weights.values())
+
+    @property
+    def c(self) -> float:
+        """For the next matrices."""
+        octaves = -self._more / (OCTAVE_BITS * max(self._left, 1))
+        return max(self._finest, self._c * 2.0 ** float(np.clip(octaves, -MOST_OCTAVES, MOST_OCTAVES)))
+
+    def spend(self, name: str, bits: float) -> None:
+        """What a matrix took."""
+        self._more -= bits - self._bits[name]
+        self._left -= self._weights[name]
+
+
+class Turns:
+    """Call it with the bytes to aim at for files of about that size.
+
+    Args:
+        stage: Damping.
+        course: What the search left.
+        places: Where the model's blocks are.
+        files: From the search.
+        model: Those files as a running model.
+        batches: Token ids [sequences, length].
+
+    Attributes:
+        original: The original as a running model, in the coordinates of the file.
+        drifted: Its counterpart, with the matrices of the latest round.
+    """
+
+    def __init__(
+        self,
+        stage: InTurn,
+        course: Course,
+        places: Route,
+        files: Assembled,
+        model: Any,
+        batches: Sequence[torch.Tensor],
+    ) -> None:
+        assert files.tables is not None
+        self._stage, self._course, self._places, self._batches = stage, course, places, batches
+        self._files, self._tables, self._made = files, files.tables, 0
+        counts = count_symbols([matrix for _, matrix in files.matrices]) + np.uint64(1)  # no symbol is impossible
+        self._measure = fit_tables(counts, files.tables.offsets).coder
+        self.original, self.drifted = copy.deepcopy(model), model
+        for job in course.jobs:
+            self._put(self.original, job, job.aligned.weight)
+        self._by_space: dict[str, list[Job]] = {}
+        self._at_once: list[Job] = []
+        heard = {space for inside in places.inside for space in inside.spaces}
+        for job in course.jobs:
+            if job.weight.role == "head":
+                self._by_space.setdefault("head", []).append(job)
+            elif job.weight.space in heard and job.weight.pool is None:
+                self._by_space.setdefault(str(job.weight.space), []).append(job)
+            else:
+                self._at_once.append(job)
+
+    def __call__(self, aim: float) -> Assembled:
+        """Quantizes what reads no known space, then block by block and space by space, the head at the end."""
+        self._found: dict[str, Quantized] = {}
+        bits = {weight.name: self._bits(matrix) for weight, matrix in self._files.matrices}
+        weights = {weight.name: weight.size for weight, _ in self._files.matrices}
+        more = 8.0 * (aim - self._files.file_bytes)
+        self._allowance = Allowance(self._course.c, self._course.finest, bits, weights, more)
+        self._round(self._at_once)
+        blocks, head = self._places.blocks, str(self._places.head)
+        first, other = self._walks = [Walk(model, blocks, self._batches) for model in (self.original, self.drifted)]
+        for index, inside in enumerate(self._places.inside):
+            modules = {module: space for space, module in inside.spaces.items()}
+            with first.block(index, modules), other.block(index, modules):
+                self._through(modules)
+                self._over(other.passed)
+            self._course.progress("drift", index + 1, len(blocks) + 1)
+        if "head" in self._by_space:
+            with first.finish(head), other.finish(head):
+                self._through({head: "head"})
+        self._made += 1
+        matrices = [(job.coded, self._found[job.coded.name]) for job in self._course.jobs]
+        counts = sum((count_symbols([matrix]) for _, matrix in matrices), start=count_symbols([]))
+        self._course.progress("drift", len(blocks) + 1, len(blocks) + 1)
+        return self._course.write(matrices, fit_tables(counts, self._tables.offsets))
+
+    def _through(self, modules: Mapping[str, str]) -> None:
+        """Takes the original through a block, and quantizes what reads its modules, in their order."""
+        heard = self._over(self._walks[0].passed)
+        for module in heard[0]:
+            if jobs := self._by_space.get(modules[module]):
+                self._round(jobs, self._correction(module, [one[module] for one in heard]))
+
+    def _over(self, work: Callable[[int], R]) -> list[R]:
+        """Results of all batches."""
+        return ordered_map(work, range(len(self._batches)), self._course.threads)
+
+    def _correction(self, module: str, originals: Sequence[torch.Tensor]) -> Array:
+        """(C − H̃) (H̃ + δI)⁻¹ [n, n] of what a module reads."""
+
+        def summed(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+            own = self._walks[1].until(number, module)
+            return ((originals[number] - own).T @ own).double(), (own.T @ own).double()
+
+        cross, own = torch.zeros(()), torch.zeros(())
+        for one, other in ordered_stream(summed, range(len(self._batches)), self._course.threads):
+            cross, own = cross + one, own + other
+        damped = own.clone()
+        damped.diagonal().add_(max(self._stage.damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
+        return torch.linalg.solve(damped, cross, left=False).numpy()
+
+    def _round(self, jobs: Sequence[Job], correction: Array | None = None) -> None:
+        """Quantizes matrices, aimed at W + W · correction, side by side."""
+        c = self._allowance.c
+
+        def rounded(job: Job) -> tuple[Quantized, Array]:
+            change = np.zeros((1, 1), np.float32) if correction is None else _change(job, correction)
+            key = f"turn {self._course.target} {self._made} {c!r} {job.coded.name}"
+            if (known := self._course.journal.recall(key)) is not None:
+                return unpacked(known.arrays, known.facts)[0], known.arrays["values"]
+            plan = replace(job.plan, weight=job.plan.weight + change)
+            outcome = self._course.engine.call(quantize, plan, c, self._tables)
+            quantized = POOLINGS[type(self._course.coder)](self._course.coder, job.coded, outcome.quantized)
+            values = job.aligned.weight + change + outcome.errors
+            arrays, facts = packed(quantized, outcome.residuals)
+            self._course.journal.keep(key, {**arrays, "values": values}, facts)
+            return quantized, values
+
+        at_once = self._course.engine.side_by_side(self._course.threads)
+        for job, (matrix, values) in zip(jobs, ordered_map(rounded, jobs, at_once), strict=True):
+            self._put(self.drifted, job, values)
+            matrix = replace(matrix, indices=self._course.checkpoint.scratch.hold(matrix.indices))
+            self._found[job.coded.name] = matrix
+            self._allowance.spend(job.coded.name, self._bits(matrix))
+
+    def _bits(self, matrix: Quantized) -> float:
+        return _core.stream_bits(self._measure, [segment(matrix)])
+
+    def _put(self, model: Any, job: Job, values: Array) -> None:
+        """A matrix in the coordinates of the file into a model; one that another is multiplied by makes the head."""
+        matrix = torch.from_numpy(decoded(values, job.aligned.transforms))
+        if job.weight.place is not None:
+            locate(model, job.weight.place).detach().copy_(matrix)
+        elif job.weight.role == "head":
+            embedding, head = (submodule(model, str(name)) for name in (self._places.embedding, self._places.head))
+            head.weight.detach().copy_(embedding.weight @ matrix)
+
+
+def _change(job: Job, correction: Array) -> Array:
+    """W · correction [m, n] float32, in the coordinates of the file."""
+    weight = decoded(job.aligned.weight, job.aligned.transforms)
+    moved = (weight + weight @ correction).astype(np.float32)
+    return np.ascontiguousarray(undone(moved, job.aligned.transforms)) - job.aligned.weight
