@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +16,7 @@ from trueaxis.cli import main
 from trueaxis.comparison import peer as peers
 from trueaxis.comparison.inputs import calibration_inputs
 from trueaxis.comparison.peer import PEERS, Original, Peer
+from trueaxis.comparison.table import render
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import CalibrationError, TrueaxisError
 
@@ -39,12 +38,6 @@ def quantizer(setting):
 
 quantize_linears(quantizer)
 '''
-
-
-@pytest.fixture
-def unseen(tmp_path: Path) -> Path:
-    np.save(tmp_path / "unseen.npy", np.random.default_rng(1).integers(0, 128, (6, 80)))
-    return tmp_path / "unseen.npy"
 
 
 @pytest.fixture
@@ -74,6 +67,7 @@ def test_recipes_and_peers_through_one_evaluation(
         ("rtn", "5 bits"), ("halves", "works"), ("default", "as halves works"),
     ]  # fmt: skip
     own, peer, beside = found.rows
+    assert found.statistics_seconds is None  # a file had them
     assert own.bits_per_param == own.file_bytes * 8 / found.parameters <= 5
     assert 0.99 * peer.file_bytes < beside.file_bytes <= peer.file_bytes
     assert beside.kl_nats < peer.kl_nats
@@ -114,26 +108,6 @@ def test_bad_input_is_refused(tiny_llama: Path, tokens: Path, compressed_llama: 
     refuse(TrueaxisError, "bits: expected positive numbers", bits=[])
 
 
-@pytest.mark.parametrize("setting", ["Q4_K_M", "IQ2_XS"])
-def test_llama_cpp_quantizes_and_tells_what_it_kept_otherwise(
-    setting: str, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("gguf", reason="llama.cpp reads GGUF files, which need gguf (trueaxis[export])")
-    found = PEERS["llama.cpp"]
-    if subprocess.run([peers.python_of(found), "-c", "import llama_cpp"], capture_output=True).returncode:
-        pytest.skip("needs llama.cpp: make bench-peers PEERS=llama_cpp")
-    monkeypatch.setitem(PEERS, "llama.cpp", replace(found, settings=(setting,)))
-    statistics = compressed_llama.parent / "statistics.safetensors"
-    rows = trueaxis.compare(
-        tiny_llama, bits=[5], tokens=unseen, recipes=["rtn"], peers=["llama.cpp"], statistics=statistics
-    ).rows
-    assert [(row.name, row.setting) for row in rows[1:]] == [
-        ("llama.cpp", setting), ("default", f"as llama.cpp {setting}"),
-    ]  # fmt: skip
-    assert 0 < rows[1].kl_nats < 0.5 and rows[2].kl_nats < rows[1].kl_nats
-    assert any("64 columns are no multiple of 256" in reason for reason in rows[1].fallbacks)
-
-
 def test_a_peer_whose_inputs_cannot_be_made_is_absent_with_the_reason(
     tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,3 +139,5 @@ def test_recipes_that_read_the_calibration_text_again(tiny_llama: Path, tokens: 
     )
     assert [row.name for row in found.rows] == ["tuned", "in-turn"]
     assert not found.absent
+    assert found.statistics_seconds is not None and found.statistics_seconds > 0
+    assert f"{found.statistics_seconds:.1f} s of measuring" in render(found)

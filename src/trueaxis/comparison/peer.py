@@ -33,7 +33,7 @@ class Peer:
     Attributes:
         name: Of the peer.
         package: As it is imported.
-        settings: In its own words, smallest first.
+        settings: In its own words, smallest first; none where it takes any rate, "3 bits" and so on.
         inputs: Makes what it needs beside the checkpoint.
     """
 
@@ -41,6 +41,15 @@ class Peer:
     package: str
     settings: tuple[str, ...]
     inputs: Callable[[Original, Path], None] | None = None
+
+    def settings_at(self, rates: Sequence[float]) -> tuple[str, ...]:
+        """What to run it with where these rates, bits per parameter, are asked for.
+
+        Example:
+            >>> PEERS["nncodec"].settings_at([2.5, 3]), PEERS["bitsandbytes"].settings_at([2.5, 3])
+            (('2.5 bits', '3 bits'), ('nf4',))
+        """
+        return self.settings or tuple(f"{rate:g} bits" for rate in rates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +83,7 @@ PEERS = {
         Peer("torchao", "torchao", ("int4", "int8")),
         Peer("gptqmodel", "gptqmodel", ("2 bits", "3 bits", "4 bits"), _calibration_inputs),
         Peer("llama.cpp", "llama_cpp", LLAMA_CPP, _gguf_inputs),
+        Peer("nncodec", "nncodec", ()),
         Peer("zipnn", "zipnn", ("lossless",)),
     )
 }

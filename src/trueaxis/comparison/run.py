@@ -42,7 +42,7 @@ class ComparisonRow:
         file_bytes, bits_per_param: Every byte of the weight files.
         kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for one sequence.
         perplexity, top1_agreement: Of the compressed model; with the original.
-        seconds: To make the file from weights and statistics, nothing shared with other files.
+        seconds: To make the file from weights and statistics; all of the preparation, which rates of a recipe share.
         peak_memory_bytes: Of the process that made it, so far.
         load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
         limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
@@ -66,7 +66,15 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """What a comparison found; `absent` says of what gave no row why, by name and setting."""
+    """What a comparison found.
+
+    Attributes:
+        model, parameters: Directory, and how many.
+        tokens, perplexity: Predicted; of the original on them.
+        rows: In the order of their making.
+        absent: Of what gave no row why, by name and setting.
+        statistics_seconds: To measure the statistics that all recipes share; None where a file had them.
+    """
 
     model: str
     parameters: int
@@ -74,6 +82,7 @@ class ComparisonReport:
     perplexity: float
     rows: tuple[ComparisonRow, ...]
     absent: dict[str, str]
+    statistics_seconds: float | None = None
 
 
 def compare(
@@ -92,6 +101,9 @@ def compare(
     progress: Progress = silent,
 ) -> ComparisonReport:
     """Recipes and peers through the same evaluation.
+
+    Axes are judged at the mean of the rates, as in `trueaxis.sweep`: `trueaxis.compress` at one of them gives a
+    slightly other file.
 
     Args:
         model: Directory of a Hugging Face checkpoint of a causal language model.
@@ -119,8 +131,11 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
         work = Path(folder)
         file = Path(statistics) if statistics is not None else work / "statistics.safetensors"
+        measuring = None
         if not file.exists():
+            begun = time.perf_counter()
             obtain_statistics(checkpoint, trace(checkpoint), calibration, None, seed, device, progress).save(file)
+            measuring = time.perf_counter() - begun
         prepared_by = partial(
             _prepared, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=calibration,
             statistics=file, seed=seed, threads=threads or default_threads(), device=device, progress=progress,
@@ -132,11 +147,12 @@ def compare(
             prepared = reference if chosen[name] == reference.prepared.recipe else prepared_by(chosen[name])
             trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
         for peer in others:
-            trial.peer(peer, reference, calibration)
+            trial.peer(peer, peer.settings_at(rates), reference, calibration)
         original = trial.compare(checkpoint.path)
     return ComparisonReport(
-        str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
-    )
+        str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent,
+        measuring,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,14 +191,14 @@ class _Trial:
             load(out)
             self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
-    def peer(self, peer: Peer, reference: _Timed, calibration: Sequence[str | Path]) -> None:
+    def peer(self, peer: Peer, settings: Sequence[str], reference: _Timed, calibration: Sequence[str | Path]) -> None:
         """A row for every setting of the peer, each followed by the default recipe's at that size."""
-        for setting, made, dense in self._made(peer, Original(reference.prepared, calibration)):
+        for setting, made, dense in self._made(peer, settings, Original(reference.prepared, calibration)):
             self._add(peer.name, setting, made, dense)
             self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
 
-    def _made(self, peer: Peer, original: Original) -> Iterator[tuple[str, Made, Path]]:
-        for setting in peer.settings:
+    def _made(self, peer: Peer, settings: Sequence[str], original: Original) -> Iterator[tuple[str, Made, Path]]:
+        for setting in settings:
             with tempfile.TemporaryDirectory(dir=self._work) as folder:
                 try:
                     made = run_peer(peer, setting, original, Path(folder))
