@@ -56,12 +56,10 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
         stage, course, places, files, _running(course.checkpoint, files), list(split_sequences(tokens, BATCH_TOKENS))
     )
     before = _divergence(turns, kept)
-    aim = course.target * AIM
     for _ in range(ROUNDS):
-        found = turns(aim)
+        found = turns(course.target * AIM)
         if found.file_bytes <= course.target and found.file_bytes >= min(files.file_bytes, course.target * ENOUGH):
             return found if _divergence(turns, kept) < before else files
-        aim += course.target * AIM - found.file_bytes
     return files
 
 

@@ -10,6 +10,8 @@ more or less than it was allowed changes the steps of those after it, so that a 
 from __future__ import annotations
 
 import copy
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -20,7 +22,7 @@ import torch
 from trueaxis import _core
 from trueaxis.assemble import Assembled, count_symbols
 from trueaxis.engine import Local
-from trueaxis.entropy.model import Tables, fit_tables
+from trueaxis.entropy.model import fit_tables
 from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.entropy.stream import segment
 from trueaxis.journal import NoJournal
@@ -40,7 +42,7 @@ from trueaxis.types import Array, Quantized
 
 R = TypeVar("R")
 
-MOST_OCTAVES = 0.5  # that steps change by within a round, either way
+MOST_OCTAVES = 0.1  # that steps change by within a round, either way
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,30 +80,47 @@ class Course:
 class Allowance:
     """Bits that are left for the matrices still to come, and the steps that spend them.
 
+    Targets that make up for errors are wider than the weights, and take more bits. What a matrix took beyond what it
+    was expected to is expected of those in its place in later blocks too.
+
     Args:
-        c: At which the bits were counted.
-        finest: Smallest c.
+        c, finest: At which the bits were counted, and the smallest there may be.
         bits: Of every matrix at c, by name.
         weights: Of every matrix, by name.
         more: Bits to spend beyond all of these.
+
+    Attributes:
+        bits: Of every matrix at c, as far as is known now.
     """
 
     def __init__(
         self, c: float, finest: float, bits: Mapping[str, float], weights: Mapping[str, int], more: float
     ) -> None:
-        self._c, self._finest, self._bits, self._weights = c, finest, bits, weights
-        self._more, self._left = more, sum(weights.values())
+        self._c, self._finest, self._more = c, finest, more
+        self._weights, self.bits = weights, dict(bits)
+        self._left = dict.fromkeys(weights)
+        self._beyond: dict[str, float] = {}  # bits per weight, by place in a block
 
     @property
     def c(self) -> float:
         """For the next matrices."""
-        octaves = -self._more / (OCTAVE_BITS * max(self._left, 1))
+        beyond = sum(self._beyond.get(_place(name), 0.0) * self._weights[name] for name in self._left)
+        weights = sum(self._weights[name] for name in self._left)
+        octaves = (beyond - self._more) / (OCTAVE_BITS * max(weights, 1))
         return max(self._finest, self._c * 2.0 ** float(np.clip(octaves, -MOST_OCTAVES, MOST_OCTAVES)))
 
-    def spend(self, name: str, bits: float) -> None:
-        """What a matrix took."""
-        self._more -= bits - self._bits[name]
-        self._left -= self._weights[name]
+    def spend(self, name: str, c: float, bits: float) -> None:
+        """What a matrix took at some c."""
+        self._more -= bits - self.bits[name]
+        at_c = bits + OCTAVE_BITS * self._weights[name] * math.log2(c / self._c)
+        self._beyond[_place(name)] = (at_c - self.bits[name]) / self._weights[name]
+        self.bits[name] = at_c
+        del self._left[name]
+
+
+def _place(name: str) -> str:
+    """The name of a matrix without its numbers: the same in every block."""
+    return re.sub(r"\d+", "", name)
 
 
 class Turns:
@@ -131,9 +150,12 @@ class Turns:
     ) -> None:
         assert files.tables is not None
         self._stage, self._course, self._places, self._batches = stage, course, places, batches
-        self._files, self._tables, self._made = files, files.tables, 0
+        self._tables, self._made = files.tables, 0
         counts = count_symbols([matrix for _, matrix in files.matrices]) + np.uint64(1)  # no symbol is impossible
         self._measure = fit_tables(counts, files.tables.offsets).coder
+        self._weights = {weight.name: weight.size for weight, _ in files.matrices}
+        self._expected = {weight.name: self._bits(matrix) for weight, matrix in files.matrices}
+        self._fixed = 8.0 * files.file_bytes - sum(self._expected.values())
         self.original, self.drifted = copy.deepcopy(model), model
         for job in course.jobs:
             self._put(self.original, job, job.aligned.weight)
@@ -151,10 +173,8 @@ class Turns:
     def __call__(self, aim: float) -> Assembled:
         """Quantizes what reads no known space, then block by block and space by space, the head at the end."""
         self._found: dict[str, Quantized] = {}
-        bits = {weight.name: self._bits(matrix) for weight, matrix in self._files.matrices}
-        weights = {weight.name: weight.size for weight, _ in self._files.matrices}
-        more = 8.0 * (aim - self._files.file_bytes)
-        self._allowance = Allowance(self._course.c, self._course.finest, bits, weights, more)
+        more = 8.0 * aim - self._fixed - sum(self._expected.values())
+        self._allowance = Allowance(self._course.c, self._course.finest, self._expected, self._weights, more)
         self._round(self._at_once)
         blocks, head = self._places.blocks, str(self._places.head)
         first, other = self._walks = [Walk(model, blocks, self._batches) for model in (self.original, self.drifted)]
@@ -171,7 +191,10 @@ class Turns:
         matrices = [(job.coded, self._found[job.coded.name]) for job in self._course.jobs]
         counts = sum((count_symbols([matrix]) for _, matrix in matrices), start=count_symbols([]))
         self._course.progress("drift", len(blocks) + 1, len(blocks) + 1)
-        return self._course.write(matrices, fit_tables(counts, self._tables.offsets))
+        files = self._course.write(matrices, fit_tables(counts, self._tables.offsets))
+        self._expected = self._allowance.bits
+        self._fixed = 8.0 * files.file_bytes - sum(map(self._bits, self._found.values()))
+        return files
 
     def _through(self, modules: Mapping[str, str]) -> None:
         """Takes the original through a block, and quantizes what reads its modules, in their order."""
@@ -220,7 +243,7 @@ class Turns:
             self._put(self.drifted, job, values)
             matrix = replace(matrix, indices=self._course.checkpoint.scratch.hold(matrix.indices))
             self._found[job.coded.name] = matrix
-            self._allowance.spend(job.coded.name, self._bits(matrix))
+            self._allowance.spend(job.coded.name, c, self._bits(matrix))
 
     def _bits(self, matrix: Quantized) -> float:
         return _core.stream_bits(self._measure, [segment(matrix)])
