@@ -4,7 +4,8 @@
 
     stream   first strip, last strip, lanes, words at, words, escapes at, bytes of escapes
     strip    first column, columns, rows, row codes at, row steps at, groups, shift, parity's and state's share in the
-             next state, set of values, where column 0 goes in the scratch, entries from column to column there
+             next state, set of values, where column 0 goes in the scratch, entries from column to column there, whether
+             all columns have one scale code
     matrix   first tile, rows, columns, places at, scratch at, stride, address of its values
 
 A plan holds no coded bytes; those are uploaded once, as `Coded`, and plans say where in it their streams lie.
@@ -25,10 +26,11 @@ from trueaxis.types import Array, FormatError
 
 # (h0, h1) of every trellis, as in docs/format.md.
 TRELLISES = ((0, 0), (0o5, 0o2), (0o13, 0o4), (0o23, 0o4), (0o45, 0o10), (0o103, 0o24), (0o327, 0o124), (0o753, 0o304))
-ESCAPE = -64  # k that marks an escape in the look-up
+ESCAPE = -64  # k that marks an escape in the tables
+WARP = 32
 REACH = 128  # k = −64 … 63 in the table of values
 ALIGNMENT = 8  # 16-bit words between streams
-ROWS = 4  # of a column that the kernel writes at once
+ROWS = 8  # of a column that the kernel writes at once
 TILE = 64  # rows and columns that a program of the second launch places
 
 
@@ -129,7 +131,9 @@ class DeviceTables:
         self.classes = tables.frequencies.shape[1]
         self.largest = tables.largest_magnitude
         self.tables = tables
-        self.lookup = torch.from_numpy(_lookup(tables).view(np.int32)).to(device).view(torch.uint32)
+        self.entries = _entries(tables)
+        self.symbols = torch.from_numpy(_symbols(tables)).to(device)
+        self.starts = torch.from_numpy(_paired_starts(tables)).to(device)
         self.orders = torch.from_numpy(tables.escape_orders.astype(np.int32)).to(device)
 
 
@@ -165,8 +169,8 @@ class Plan:
         self.column_codes, self.column_steps, self.groups, self.row_codes, self.row_steps, self.places = map(
             self._upload, joined
         )
-        self.values = self._upload(np.stack([_values(one) for one in self._sets]))
-        self.offsets = self._upload(np.stack([one[:, :, 1].astype(np.float32) / 64 for one in self._sets]))
+        sets = np.stack([_values(one) for one in self._sets]).view(np.int32).astype(np.int64)
+        self.info = self._upload(sets << 32 | tables.entries)
 
     @property
     def scratch_entries(self) -> int:
@@ -220,7 +224,9 @@ class Plan:
                     width = min(one.lanes, start + count - column)
                     scratch = self._scratch[number] + column * matrix.stride
                     place = (columns[number] + column, width, matrix.rows, codes[number], steps[number])
-                    strips.append((*place, matrix.row_steps.shape[1], *shares, scratch, matrix.stride, 0, 0, 0, 0))
+                    own = matrix.column_codes[column : column + width]
+                    uniform = int((own == own[0]).all())
+                    strips.append((*place, matrix.row_steps.shape[1], *shares, scratch, matrix.stride, uniform, 0, 0, 0))
             span = one.span
             body = span.words - 2 * one.lanes
             streams.append((first, len(strips), one.lanes, span.word, body, span.escape, span.escape_bytes, 0))
@@ -254,19 +260,41 @@ def _steps(work: Work, matrices: Sequence[Described]) -> int:
     return sum(-(-count // work.lanes) * matrices[number].rows for number, _, count in work.ranges)
 
 
-def _lookup(tables: Tables) -> Array:
-    """uint32 [2, classes, 4096]: frequency | slot − start << 12 | k << 24; frequency 0 where a table is absent."""
+def _alphabet(tables: Tables) -> tuple[Array, Array, Array]:
+    """k of every symbol; frequencies and starts int64 [2, classes, 2K + 2]."""
     largest = tables.largest_magnitude
-    k = np.concatenate([np.arange(-largest, largest + 1), [ESCAPE]])
-    magnitudes = np.concatenate([np.abs(k[:-1]), [largest + 1]])
-    found = np.full((*tables.frequencies.shape[:2], TOTAL), (ESCAPE & 0xFF) << 24, np.uint32)
-    for cell in np.argwhere(tables.frequencies.any(axis=2)):
-        frequencies = tables.frequencies[*cell][magnitudes].astype(np.int64)
-        slots = np.repeat(np.arange(k.size), frequencies)
-        starts = np.cumsum(frequencies) - frequencies
-        entry = frequencies[slots] | (np.arange(TOTAL) - starts[slots]) << 12 | (k[slots] & 0xFF) << 24
-        found[*cell] = entry.astype(np.uint32)
+    k = np.arange(-largest, largest + 1)
+    frequencies = tables.frequencies[:, :, [*np.abs(k), largest + 1]].astype(np.int64)
+    return np.append(k, ESCAPE), frequencies, np.cumsum(frequencies, axis=2) - frequencies
+
+
+def _symbols(tables: Tables) -> Array:
+    """uint8 [2, classes, 4096]: k + 64 at every slot; that of an escape where a table is absent."""
+    k, frequencies, _ = _alphabet(tables)
+    found = np.zeros((*frequencies.shape[:2], TOTAL), np.uint8)
+    for cell in np.argwhere(frequencies.any(axis=2)):
+        found[*cell] = np.repeat(k - ESCAPE, frequencies[*cell])
     return found
+
+
+def _entries(tables: Tables) -> Array:
+    """int64 [2, classes, 128]: frequency | start << 12 of k = −64 … 63; the escape stands at −64."""
+    k, frequencies, starts = _alphabet(tables)
+    found = np.zeros((*frequencies.shape[:2], REACH), np.int64)
+    found[:, :, k - ESCAPE] = frequencies | (starts & TOTAL - 1) << 12
+    return found
+
+
+def _paired_starts(tables: Tables) -> Array:
+    """int32 [classes, 32]: starts of the symbols of both quantizers' tables, 16 bits each; what no slot reaches where
+    there is no symbol, or no table, but for the first."""
+    _, frequencies, starts = _alphabet(tables)
+    found = np.full((*frequencies.shape[:2], WARP), TOTAL, np.int64)
+    if starts.shape[2] <= WARP:
+        present = frequencies.any(axis=2, keepdims=True)
+        found[:, :, : starts.shape[2]] = np.where(present, starts, TOTAL)
+        found[:, :, 0] = 0
+    return (found[0] | found[1] << 16).astype(np.int32)
 
 
 def _values(offsets: Array) -> Array:
