@@ -161,7 +161,7 @@ def test_peers_that_calibrate_get_the_text_itself(tiny_llama: Path, tokens: Path
 
 def test_recipes_that_read_the_calibration_text_again(tiny_llama: Path, tokens: Path, unseen: Path) -> None:
     found = trueaxis.compare(
-        tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "in-turn"], peers=[], calibration=[tokens]
+        tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "default"], peers=[], calibration=[tokens]
     )
-    assert [row.name for row in found.rows] == ["tuned", "in-turn"]
+    assert [row.name for row in found.rows] == ["tuned", "default"]
     assert not found.absent
