@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,15 @@ from trueaxis.quantize.budget import AIM, ENOUGH
 from trueaxis.runtime.load import load
 from trueaxis.stages import InTurn, NoDrift
 from trueaxis.turns import Course, Turns
-from trueaxis.types import Array
+from trueaxis.types import Array, CalibrationError
 
 BATCH_TOKENS = 1024
 KEPT_TOKENS = 4096
 ROUNDS = 4
+NO_TEXT = (
+    "errors that matrices hand on are not made up for: the calibration text behind the statistics is not at hand; "
+    "give it (--calibration) for a file that is closer to the original"
+)
 
 
 def as_found(stage: NoDrift, course: Course, files: Assembled) -> Assembled:
@@ -51,7 +56,10 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
     places = route(course.checkpoint)
     if not places.blocks or places.head is None or any(job.weight.name != job.coded.name for job in course.jobs):
         return files
-    tokens, kept = _split(course.tokens(), stage.tokens)
+    try:
+        tokens, kept = _split(course.tokens(), stage.tokens)
+    except CalibrationError:
+        return replace(files, notes=(*files.notes, NO_TEXT))
     turns = Turns(
         stage, course, places, files, _running(course.checkpoint, files), list(split_sequences(tokens, BATCH_TOKENS))
     )

@@ -136,7 +136,7 @@ class Prepared:
             self.recipe.entropy, write, self.threads, self.progress, self.journal, self.engine,
         )  # fmt: skip
         found = DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
-        return replace(self._tuned(found, write, target), matrices=(), tables=None)
+        return replace(self._tuned(found, write, target), matrices=(), tables=None, notes=found.notes)
 
     def _tokens(self) -> Array:
         return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
@@ -180,11 +180,12 @@ class Prepared:
             matrices = list(dict.fromkeys((job.weight, job.aligned, job.metric) for job in self.jobs))
             # decodes every tensor
             rows = tensor_reports(decoder, self.checkpoint, matrices, files.tensor_bytes, self.threads)
+            unused = _unused(files.file_bytes, target)
             return leave_report(
                 files, self.checkpoint, staging, begun,
                 recipe=self.recipe.to_json(), recipe_hash=self.recipe.hash, calibration=self.header["calibration"],
                 tensors=rows,
-                notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target), *notes),
+                notes=(*blind_spots(self.weights, self.statistics), *files.notes, *unused, *notes),
                 evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
                 functions=tuple(job.told for job in self.jobs if job.told is not None),
                 inputs=dict(inputs or {}),

@@ -201,7 +201,7 @@ class Turns:
         heard = self._over(self._walks[0].passed)
         for module in heard[0]:
             if jobs := self._by_space.get(modules[module]):
-                self._round(jobs, self._correction(module, [one[module] for one in heard]))
+                self._round(jobs, lambda: self._correction(module, [one[module] for one in heard]))  # noqa: B023
 
     def _over(self, work: Callable[[int], R]) -> list[R]:
         """Results of all batches."""
@@ -221,21 +221,23 @@ class Turns:
         damped.diagonal().add_(max(self._stage.damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
         return torch.linalg.solve(damped, cross, left=False).numpy()
 
-    def _round(self, jobs: Sequence[Job], correction: Array | None = None) -> None:
-        """Quantizes matrices, aimed at W + W · correction, side by side."""
-        c = self._allowance.c
+    def _round(self, jobs: Sequence[Job], correction: Callable[[], Array] | None = None) -> None:
+        """Quantizes matrices, aimed at W + W · correction, side by side; what the journal knows is not done again."""
+        c, journal = self._allowance.c, self._course.journal
+        keys = {job.coded.name: f"turn {self._course.target} {self._made} {c!r} {job.coded.name}" for job in jobs}
+        known = {name: journal.recall(key) for name, key in keys.items()}
+        found = None if correction is None or all(known.values()) else correction()
 
         def rounded(job: Job) -> tuple[Quantized, Array]:
-            change = np.zeros((1, 1), np.float32) if correction is None else _change(job, correction)
-            key = f"turn {self._course.target} {self._made} {c!r} {job.coded.name}"
-            if (known := self._course.journal.recall(key)) is not None:
-                return unpacked(known.arrays, known.facts)[0], known.arrays["values"]
+            if (entry := known[job.coded.name]) is not None:
+                return unpacked(entry.arrays, entry.facts)[0], entry.arrays["values"]
+            change = np.zeros((1, 1), np.float32) if found is None else _change(job, found)
             plan = replace(job.plan, weight=job.plan.weight + change)
             outcome = self._course.engine.call(quantize, plan, c, self._tables)
             quantized = POOLINGS[type(self._course.coder)](self._course.coder, job.coded, outcome.quantized)
             values = job.aligned.weight + change + outcome.errors
             arrays, facts = packed(quantized, outcome.residuals)
-            self._course.journal.keep(key, {**arrays, "values": values}, facts)
+            journal.keep(keys[job.coded.name], {**arrays, "values": values}, facts)
             return quantized, values
 
         at_once = self._course.engine.side_by_side(self._course.threads)
@@ -254,7 +256,8 @@ class Turns:
         if job.weight.place is not None:
             locate(model, job.weight.place).detach().copy_(matrix)
         elif job.weight.role == "head":
-            embedding, head = (submodule(model, str(name)) for name in (self._places.embedding, self._places.head))
+            embedding: Any = submodule(model, str(self._places.embedding))
+            head: Any = submodule(model, str(self._places.head))
             head.weight.detach().copy_(embedding.weight @ matrix)
 
 
