@@ -30,6 +30,7 @@ import numpy as np
 import trueaxis
 from trueaxis.comparison.peer import PEERS
 from trueaxis.comparison.run import ComparisonReport, ComparisonRow
+from trueaxis.curve import LEAST
 from trueaxis.demo.corpus import Split, modules
 from trueaxis.metric.calibrate import tokenize
 from trueaxis.metric.source import obtain_statistics
@@ -174,8 +175,9 @@ def cell(row: ComparisonRow) -> str:
 
 
 def versus(rows: list[ComparisonRow]) -> list[str]:
-    """Peers beside the default recipe at their very size, and whether it is the nearer one to the original."""
-    twins = {row.setting: row for row in rows if row.name == "default"}
+    """Peers beside the default recipe at their very size (lossless ones beside a lossless file), and who is nearer to
+    the original."""
+    twins = {row.setting: row for row in rows if row.name not in PEERS}
     pairs = [(row, twins.get(f"as {row.name} {row.setting}")) for row in rows if row.name in PEERS]
     if not pairs:
         return []
@@ -183,14 +185,22 @@ def versus(rows: list[ComparisonRow]) -> list[str]:
         "",
         "At the bytes of every peer:",
         "",
-        "| peer | bytes | its KL | KL of `default` | lower |",
-        "|---|---|---|---|---|",
+        "| peer | bytes | its KL | ours | its bytes | its KL | lower KL |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row, twin in pairs:
-        lower = "–" if twin is None else "`default`" if twin.kl_nats < row.kl_nats else row.name
-        own = "no file of that size" if twin is None else cell(twin)
-        lines.append(f"| {row.name} {row.setting} | {row.file_bytes:,} | {cell(row)} | {own} | {lower} |")
+        own = "no file of that size | – | –" if twin is None else f"`{twin.name}` | {twin.file_bytes:,} | {cell(twin)}"
+        lines.append(f"| {row.name} {row.setting} | {row.file_bytes:,} | {cell(row)} | {own} | {lower(row, twin)} |")
     return lines
+
+
+def lower(row: ComparisonRow, twin: ComparisonRow | None) -> str:
+    """Whose KL is lower, or, where neither has any that arithmetic in float32 can tell from none, whose file is."""
+    if twin is None:
+        return "–"
+    if max(row.kl_nats, twin.kl_nats) < LEAST:
+        return f"none lost; `{twin.name}` is smaller" if twin.file_bytes < row.file_bytes else "none lost"
+    return f"`{twin.name}`" if twin.kl_nats < row.kl_nats else row.name
 
 
 def left_out(reports: list[ComparisonReport], rows: list[ComparisonRow]) -> list[str]:

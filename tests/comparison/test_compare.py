@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -75,6 +76,20 @@ def test_recipes_and_peers_through_one_evaluation(
     assert peer.fallbacks and all("taller than wide" in reason for reason in peer.fallbacks)
     assert "out of ideas" in found.absent["halves fails"]
     assert "not installed in" in found.absent["elsewhere"] and sys.executable in found.absent["elsewhere"]
+
+
+def test_beside_a_lossless_peer_stands_a_lossless_file(
+    halves: Peer, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PEERS, "exact", replace(halves, name="exact", settings=("works",), beside="lossless"))
+    statistics = compressed_llama.parent / "statistics.safetensors"
+    peer, own = trueaxis.compare(
+        tiny_llama, bits=[5], tokens=unseen, recipes=[], peers=["exact"], statistics=statistics
+    ).rows
+    assert (own.name, own.setting) == ("lossless", "as exact works")
+    assert own.kl_nats == 0 < peer.kl_nats
+    assert 10 < own.bits_per_param < 16 and own.limit_bits_per_param is not None
+    assert own.load_seconds is not None
 
 
 def test_command_prints_rows_and_what_is_absent(

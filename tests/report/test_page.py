@@ -131,7 +131,7 @@ def test_methods_peers_and_what_is_lossless_or_absent(whole: Page) -> None:
     assert list(curves) == ["default", "rtn", "hqq", "limit of Gaussian weights", "this file"]
     assert curves["default"]["y"] == [0.2, 0.04, 0.01] and curves["hqq"]["mode"] == "markers"
     assert curves["limit of Gaussian weights"]["x"] == [3.1, 4.1, 5.1]
-    assert "zipnn at 11.00 bits" in whole.text["rate-distortion"]
+    assert "zipnn at 11.00 bits, lossless at 11.00 bits" in " ".join(whole.text["rate-distortion"].split())
     assert "of <i>no</i> use" in whole.text["rate-distortion"] and "∞" in whole.text["rate-distortion"]
     assert "Other people's quantizers" in whole.text["headline"]
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trueaxis.types import TrueaxisError
 
@@ -35,12 +35,14 @@ class Peer:
         package: As it is imported.
         settings: In its own words, smallest first; none where it takes any rate, "3 bits" and so on.
         inputs: Makes what it needs beside the checkpoint.
+        beside: What of ours stands beside it: the default recipe at its very size, or a lossless file.
     """
 
     name: str
     package: str
     settings: tuple[str, ...]
     inputs: Callable[[Original, Path], None] | None = None
+    beside: Literal["default", "lossless"] = "default"
 
     def settings_at(self, rates: Sequence[float]) -> tuple[str, ...]:
         """What to run it with where these rates, bits per parameter, are asked for.
@@ -84,7 +86,7 @@ PEERS = {
         Peer("gptqmodel", "gptqmodel", ("2 bits", "3 bits", "4 bits"), _calibration_inputs),
         Peer("llama.cpp", "llama_cpp", LLAMA_CPP, _gguf_inputs),
         Peer("nncodec", "nncodec", ()),
-        Peer("zipnn", "zipnn", ("lossless",)),
+        Peer("zipnn", "zipnn", ("lossless",), beside="lossless"),
     )
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from trueaxis.comparison.peer import PEERS, Made, Original, Peer, PeerError, find_peers, run_peer
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
+from trueaxis.lossless.journey import compress_lossless
 from trueaxis.metric.source import obtain_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
@@ -27,9 +28,10 @@ from trueaxis.recipe import COMPARED
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.load import load
 from trueaxis.sweep import checked_rates
-from trueaxis.types import Evaluation, TargetError
+from trueaxis.types import CompressionReport, Evaluation, TargetError
 
 REFERENCE_RECIPE = "default"
+LOSSLESS = "lossless"
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,8 @@ def compare(
         calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
 
     Returns:
-        Rows of recipes, then of peers, each followed by the default recipe at the peer's size.
+        Rows of recipes, then of peers, each followed by the default recipe at the peer's size, or by a lossless file
+        where the peer is lossless.
 
     Raises:
         CalibrationError: The evaluation text was calibrated on.
@@ -186,16 +189,21 @@ class _Trial:
             except TargetError as error:
                 self.absent[f"{name} {setting}"] = str(error)
                 continue
-            made = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ())
-            begun = time.perf_counter()
-            load(out)
-            self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
+            self._add_own(name, setting, report)
 
     def peer(self, peer: Peer, settings: Sequence[str], reference: _Timed, calibration: Sequence[str | Path]) -> None:
-        """A row for every setting of the peer, each followed by the default recipe's at that size."""
+        """A row for every setting of the peer, each followed by what of ours stands beside it."""
         for setting, made, dense in self._made(peer, settings, Original(reference.prepared, calibration)):
             self._add(peer.name, setting, made, dense)
-            self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
+            if peer.beside == LOSSLESS:
+                self._lossless(f"as {peer.name} {setting}", reference.prepared.threads)
+            else:
+                self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
+
+    def _lossless(self, setting: str, threads: int) -> None:
+        """A row of the checkpoint bit for bit."""
+        out = self._work / "out"
+        self._add_own(LOSSLESS, setting, compress_lossless(self.checkpoint.path, out, threads=threads, overwrite=True))
 
     def _made(self, peer: Peer, settings: Sequence[str], original: Original) -> Iterator[tuple[str, Made, Path]]:
         for setting in settings:
@@ -208,6 +216,12 @@ class _Trial:
                         return
                     continue
                 yield setting, made, Path(folder) / "dense"
+
+    def _add_own(self, name: str, setting: str, report: CompressionReport) -> None:
+        made, out = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ()), self._work / "out"
+        begun = time.perf_counter()
+        load(out)
+        self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
     def _add(
         self,

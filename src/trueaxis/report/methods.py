@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from trueaxis.curve import Found, Row
 
 TWIN = "as {0.name} {0.setting}"
-"""Setting of the row of the default recipe at the size of a peer's row."""
+"""Setting of our row beside a peer's row."""
 
 
 def rate_distortion(facts: Facts) -> Figure:
@@ -115,7 +115,7 @@ def _trace(method: str, rows: Sequence[Row], number: int, peer: bool) -> dict[st
 
 
 def method_tables(facts: Facts) -> list[Table]:
-    """KL of every recipe at every rate; peers beside the default recipe at the very same bytes."""
+    """KL of every recipe at every rate; peers beside ours at the very same bytes."""
     found = facts.comparison
     if found is None:
         return []
@@ -139,19 +139,21 @@ def method_tables(facts: Facts) -> list[Table]:
 
 
 def _peer_table(found: Found) -> list[Table]:
-    twins = {row.setting: row for row in found.rows if isinstance(row, ComparisonRow) and row.name == OWN}
+    twins = {row.setting: row for row in found.rows if isinstance(row, ComparisonRow) and not is_peer(row)}
     pairs = [
         (row, twins.get(TWIN.format(row))) for row in found.rows if isinstance(row, ComparisonRow) and is_peer(row)
     ]
     if not pairs:
         return []
     return [Table(
-        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their very size",
-        ("method", "bytes", "bits per parameter", "its KL", "KL of the default recipe"),
+        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their very size; "
+        "beside a lossless one our lossless file",
+        ("method", "bytes", "bits per parameter", "its KL", "our bytes", "our KL"),
         [
             (
                 f"{row.name} {row.setting}", f"{row.file_bytes:,}", f"{row.bits_per_param:.2f}",
                 _kl_cell(row, min(row.kl_nats, twin.kl_nats if twin else row.kl_nats)),
+                f"{twin.file_bytes:,}" if twin else "–",
                 _kl_cell(twin, min(row.kl_nats, twin.kl_nats)) if twin else Cell("not that large"),
             )
             for row, twin in sorted(pairs, key=lambda pair: pair[0].file_bytes)
