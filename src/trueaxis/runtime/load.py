@@ -14,7 +14,7 @@ from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
-from trueaxis.runtime.resident import residence_of
+from trueaxis.runtime.resident import Residence, residence_of
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -53,8 +53,13 @@ def load(
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
-    path = member_path(path, member)
-    residence = residence_of(resident)
+    return built(member_path(path, member), residence_of(resident), dtype, base)
+
+
+def built(
+    path: str | Path, residence: Residence, dtype: torch.dtype | None = None, base: str | Path | None = None
+) -> PreTrainedModel:
+    """As `load`, of one directory, its weights kept in a form of the caller's."""
     decoder = residence.open(Path(path), base)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
