@@ -4,7 +4,7 @@
 
 Spaces go in turn, since the errors that a matrix takes up are those of matrices that are rounded already: targets
 found for all spaces at once would take up errors that the next rounding no longer makes.
-Memory: two models in float32, and what the matrices of one block read of the text.
+Memory: two models in float32, in scratch, and what the matrices of one block read of the text.
 
 References: Qronos (arXiv:2505.11695), GPTAQ (arXiv:2504.02692).
 """
@@ -25,7 +25,10 @@ from trueaxis.metric.calibrate import split_sequences
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
 from trueaxis.quantize.budget import AIM, ENOUGH
-from trueaxis.runtime.load import load
+from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.load import built
+from trueaxis.runtime.resident import Dense
+from trueaxis.scratch import NoScratch
 from trueaxis.stages import InTurn, NoDrift
 from trueaxis.turns import Course, Turns
 from trueaxis.types import Array, CalibrationError
@@ -83,10 +86,22 @@ def _divergence(turns: Turns, tokens: Array) -> float:
     return float(scores.kl_nats.sum())
 
 
+class _InScratch(Dense):
+    """Every weight decoded, one at a time, into scratch."""
+
+    def __init__(self, scratch: NoScratch) -> None:
+        self._scratch = scratch
+
+    def state(self, decoder: Decoder, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        targets = {name: decoder.alias(name) or name for name in decoder.names()}
+        own = {name: self._scratch.tensor(decoder.tensor(name, dtype)) for name in dict.fromkeys(targets.values())}
+        return {name: own[target] for name, target in targets.items()}
+
+
 def _running(checkpoint: Checkpoint, files: Assembled) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         write_files(files, checkpoint, Path(directory))
-        model: Any = load(directory, torch.float32)
+        model: Any = built(directory, _InScratch(checkpoint.scratch), torch.device("cpu"), torch.float32)
     return model.requires_grad_(False)
 
 

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch.nn import Parameter
 
 from trueaxis import _core
 from trueaxis.assemble import Assembled, count_symbols
@@ -37,6 +38,7 @@ from trueaxis.quantize.budget import OCTAVE_BITS
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.outcome import packed, unpacked
 from trueaxis.runtime.transforms import decoded, undone
+from trueaxis.scratch import NoScratch
 from trueaxis.stages import Coder, InTurn
 from trueaxis.types import Array, Quantized
 
@@ -156,7 +158,7 @@ class Turns:
         self._weights = {weight.name: weight.size for weight, _ in files.matrices}
         self._expected = {weight.name: self._bits(matrix) for weight, matrix in files.matrices}
         self._fixed = 8.0 * files.file_bytes - sum(self._expected.values())
-        self.original, self.drifted = copy.deepcopy(model), model
+        self.original, self.drifted = _copied(model, course.checkpoint.scratch), model
         for job in course.jobs:
             self._put(self.original, job, job.aligned.weight)
         self._by_space: dict[str, list[Job]] = {}
@@ -198,7 +200,12 @@ class Turns:
 
     def _through(self, modules: Mapping[str, str]) -> None:
         """Takes the original through a block, and quantizes what reads its modules, in their order."""
-        heard = self._over(self._walks[0].passed)
+        scratch = self._course.checkpoint.scratch
+
+        def passed(number: int) -> dict[str, torch.Tensor]:
+            return {module: scratch.tensor(read) for module, read in self._walks[0].passed(number).items()}
+
+        heard = self._over(passed)
         for module in heard[0]:
             if jobs := self._by_space.get(modules[module]):
                 self._round(jobs, lambda: self._correction(module, [one[module] for one in heard]))  # noqa: B023
@@ -259,6 +266,12 @@ class Turns:
             embedding: Any = submodule(model, str(self._places.embedding))
             head: Any = submodule(model, str(self._places.head))
             head.weight.detach().copy_(embedding.weight @ matrix)
+
+
+def _copied(model: Any, scratch: NoScratch) -> Any:
+    """The same model with weights of its own, in scratch."""
+    own = {id(one): Parameter(scratch.tensor(one.detach().clone()), False) for one in model.parameters()}
+    return copy.deepcopy(model, own)
 
 
 def _change(job: Job, correction: Array) -> Array:

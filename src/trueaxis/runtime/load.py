@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from trueaxis.container import CONFIG, SHARD_BYTES
 from trueaxis.parallel import default_threads, ordered_map
+from trueaxis.processor import torch_device
 from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
-from trueaxis.runtime.resident import residence_of
-from trueaxis.processor import torch_device
+from trueaxis.runtime.resident import Residence, residence_of
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -57,9 +57,18 @@ def load(
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
-    path = member_path(path, member)
     place = torch_device(device)
-    residence = residence_of(resident, place)
+    return built(member_path(path, member), residence_of(resident, place), place, dtype, base)
+
+
+def built(
+    path: str | Path,
+    residence: Residence,
+    place: torch.device,
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
+) -> PreTrainedModel:
+    """As `load`, of one directory, its weights kept in a form of the caller's."""
     decoder = residence.open(Path(path), base, place)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
