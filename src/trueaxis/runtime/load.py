@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from trueaxis.container import CONFIG, SHARD_BYTES
 from trueaxis.parallel import default_threads, ordered_map
+from trueaxis.processor import torch_device
 from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
 from trueaxis.runtime.resident import residence_of
-from trueaxis.processor import torch_device
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
