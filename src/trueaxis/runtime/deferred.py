@@ -83,9 +83,7 @@ class Deferred(torch.Tensor):
         return type(found)(cls(one, Step(func, args, kwargs, place), device) for place, one in enumerate(found))
 
 
-def deferred(
-    name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = torch.device("cpu")
-) -> Deferred:
+def deferred(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Deferred:
     """Stands for a tensor of the file.
 
     Example:
@@ -93,7 +91,7 @@ def deferred(
         >>> value(halves[1].origin, lambda name: torch.arange(8.0).reshape(4, 2)).tolist()
         [[4.0, 5.0], [6.0, 7.0]]
     """
-    return Deferred(torch.empty(shape, dtype=dtype, device="meta"), Source(name), device)
+    return Deferred(torch.empty(shape, dtype=dtype, device="meta"), Source(name), torch.device(device))
 
 
 def sources(origin: Source | Step) -> Iterator[str]:

@@ -111,8 +111,10 @@ class GpuDecoder(HeldDecoder):
         """Whether a tensor consists of matrices that the kernels decode to the end."""
         found = self._parsed[name]
         beside = self._held[name][0].type == RecordType.BASE
-        return bool(found) and not beside and not any(
-            part.transforms or part.factor or part.function or part.source is not None for part in found
+        return (
+            bool(found)
+            and not beside
+            and not any(part.transforms or part.factor or part.function or part.source is not None for part in found)
         )
 
     def _upload(self, names: Sequence[str]) -> None:
@@ -127,7 +129,9 @@ class GpuDecoder(HeldDecoder):
                     shared[header.shared] = None
                     continue
                 ranges = parts(header.columns, header.lanes, header.strips_per_stream)
-                layout.append(((name, index), header.lanes, [((0, one.start, one.stop - one.start),) for one in ranges]))
+                layout.append(
+                    ((name, index), header.lanes, [((0, one.start, one.stop - one.start),) for one in ranges])
+                )
                 streams += header.streams
                 part.__dict__["header"] = replace(header, streams=())
         for number in shared:
@@ -141,9 +145,7 @@ class GpuDecoder(HeldDecoder):
         for key, lanes, ranges in layout:
             self._work[key] = [Work(next(spans), lanes, one) for one in ranges]
 
-    def _waves(
-        self, wanted: Sequence[tuple[str, torch.Tensor]], wide: bool
-    ) -> list[list[tuple[str, torch.Tensor]]]:
+    def _waves(self, wanted: Sequence[tuple[str, torch.Tensor]], wide: bool) -> list[list[tuple[str, torch.Tensor]]]:
         """Tensors that are decoded together: as many as the scratch holds."""
         waves: list[list[tuple[str, torch.Tensor]]] = []
         left = 0

@@ -1,14 +1,21 @@
 """Kernels: streams to values on a GPU, bit for bit those of the CPU.
 
-    stream ─▶ one warp: 32 lanes, strip after strip ─▶ columns [file order, rows] ─▶ places, transposed ─▶ [rows, columns]
-              decode_streams                            scratch                      place_columns
+    stream ─▶ one warp: 32 lanes, strip after strip ─▶ columns [file order, rows] ─▶ in their places, [rows, columns]
+              decode_streams                           scratch                       place_columns
 
-One launch decodes any number of streams; what it reads is in tables that plan.py makes. A lane writes four rows of its
-column at a time, so that the second launch finds them side by side. Damage is told in a status per stream; nothing
-beyond a stream's own bytes is read, whatever they say.
+One launch decodes any number of streams; what it reads is in tables that plan.py makes. Where a strip has one scale
+code, all lanes of a row share a class: each holds one symbol's start, and lanes look for theirs by asking each other,
+since 32 loads from as many lines cost more than seven shuffles. Groups of four rows are decoded as if there were no
+escapes, and once more, row by row, where there were. A lane writes the four rows of its column together, so that the
+second launch finds them side by side. Damage is told in a status per stream; nothing beyond a stream's own bytes is
+read, whatever they say.
 
 References: Giesen, arXiv:1402.3392 (interleaved rANS and SIMD renormalization).
 """
+
+# Kernels are written in a language that looks like Python; type checkers take its values for Python's.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
+# ruff: noqa: RUF005
 
 from __future__ import annotations
 

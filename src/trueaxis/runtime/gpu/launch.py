@@ -1,6 +1,6 @@
 """Launches: a plan and coded streams to values, with whatever is damaged told by stream.
 
-    plan, coded ─▶ decode_streams ─▶ scratch ─▶ place_columns ─▶ tensors      statuses ─▶ message
+plan, coded ─▶ decode_streams ─▶ scratch ─▶ place_columns ─▶ tensors      statuses ─▶ message
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def decode(plan: Plan, coded: Coded, scratch: torch.Tensor, statuses: torch.Tens
         plan.row_codes, plan.row_steps, plan.tables.symbols, plan.info, plan.tables.starts, plan.tables.orders,
         scratch, statuses,
         LARGEST=plan.tables.largest, CLASSES=plan.tables.classes, WIDE=plan.wide, WARP=not INTERPRETED,
-        num_warps=1, num_stages=1, enable_fp_fusion=False,
+        num_warps=1, num_stages=1, enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def place(plan: Plan, scratch: torch.Tensor, placed: Placed) -> None:
     """Launches the placing of matrices that were decoded into `scratch`."""
     place_columns[(placed.tiles.numel(),)](
         scratch.view(torch.float32 if plan.wide else torch.int16), placed.tiles, placed.matrices, plan.places,
-        WIDE=plan.wide, TRANSPOSED=placed.transposed, EVEN=placed.even, BLOCK=TILE, num_warps=4,
+        WIDE=plan.wide, TRANSPOSED=placed.transposed, EVEN=placed.even, BLOCK=TILE, num_warps=4,  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
 
 

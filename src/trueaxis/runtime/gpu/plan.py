@@ -152,7 +152,12 @@ class Plan:
     """
 
     def __init__(
-        self, tables: DeviceTables, work: Sequence[Work], matrices: Sequence[Described], wide: bool, device: torch.device
+        self,
+        tables: DeviceTables,
+        work: Sequence[Work],
+        matrices: Sequence[Described],
+        wide: bool,
+        device: torch.device,
     ) -> None:
         self.tables, self.wide, self.device = tables, wide, device
         self.matrices = list(matrices)
@@ -226,7 +231,9 @@ class Plan:
                     place = (columns[number] + column, width, matrix.rows, codes[number], steps[number])
                     own = matrix.column_codes[column : column + width]
                     uniform = int((own == own[0]).all())
-                    strips.append((*place, matrix.row_steps.shape[1], *shares, scratch, matrix.stride, uniform, 0, 0, 0))
+                    strips.append(
+                        (*place, matrix.row_steps.shape[1], *shares, scratch, matrix.stride, uniform, 0, 0, 0)
+                    )
             span = one.span
             body = span.words - 2 * one.lanes
             streams.append((first, len(strips), one.lanes, span.word, body, span.escape, span.escape_bytes, 0))
