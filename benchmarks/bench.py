@@ -5,10 +5,11 @@
 
     model × (recipe | peer) ─▶ a process that calls trueaxis.compare ─▶ build/bench/MODEL/NAME.json ─▶ tables
 
-What is in build/bench already, of the same sources and settings, is not measured again, so that a run that was cut
-short goes on where it ended. Every recipe has a process of its own, so that its peak memory is its own too; all
-processes of a model share one file of statistics. A model without calibration_tokens.npy and evaluation_tokens.npy is
-taken for the demo model, which reads the standard library.
+build/bench/MODEL/comparison.json has all of a model's, for `trueaxis report`. What is in build/bench already, of the
+same sources and settings, is not measured again, so that a run that was cut short goes on where it ended. Every recipe
+has a process of its own, so that its peak memory is its own too; all processes of a model share one file of statistics.
+A model without calibration_tokens.npy and evaluation_tokens.npy is taken for the demo model, which reads the standard
+library.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def main() -> None:
     found = {
         model.parent.name if model == DEMO else model.name: list(units(model, options)) for model in options.models
     }
+    for model, reports in found.items():
+        (MADE / model / "comparison.json").write_text(json.dumps(asdict(joined(reports))))
     RESULTS.write_text(page(found), encoding="utf-8")
     fill_readme(found)
 
@@ -91,6 +94,13 @@ def units(model: Path, options: argparse.Namespace) -> Iterator[ComparisonReport
     for kind, name in parts:
         wanted = {**shared, "bits": options.bits, "recipes": [], "peers": [], f"{kind}s": [name]}
         yield restored(ComparisonReport, unit(folder / f"{kind}-{name}.json", wanted))
+
+
+def joined(reports: list[ComparisonReport]) -> ComparisonReport:
+    """All of a model's as one, as `trueaxis report --comparison` takes it."""
+    rows = tuple(row for report in reports for row in report.rows)
+    absent = {name: reason for report in reports for name, reason in report.absent.items()}
+    return replace(reports[0], rows=rows, absent=absent)
 
 
 def unit(file: Path, wanted: dict[str, Any]) -> Any:

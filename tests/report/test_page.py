@@ -136,6 +136,18 @@ def test_methods_peers_and_what_is_lossless_or_absent(whole: Page) -> None:
     assert "Other people's quantizers" in whole.text["headline"]
 
 
+def test_many_methods_are_told_apart(compressed_llama: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    compared = json.loads(files["comparison"].read_text())
+    row, peer = compared["rows"][0], compared["rows"][4]
+    rows = [{**row, "name": f"recipe {number}"} for number in range(14)] + [{**row, "name": "default"}]
+    rows += [{**peer, "name": f"peer {number}"} for number in range(8)]
+    (tmp_path / "many.json").write_text(json.dumps({**compared, "rows": rows}))
+    page = Page(trueaxis.report(compressed_llama, tmp_path / "page.html", comparison=tmp_path / "many.json"))
+    curves = page.plots()["rate-distortion-plot-1"]["data"][:23]
+    looks = {(curve["marker"]["color"], curve["marker"]["symbol"], str(curve.get("line"))) for curve in curves}
+    assert len(looks) == len(curves) and curves[0]["name"] == "default"
+
+
 def test_verdicts_come_with_their_reasons(whole: Page) -> None:
     text = whole.text["claims"]
     assert "Of 4 claims 1 hold, 2 do not, 1 are undecided" in " ".join(text.split())

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from trueaxis.comparison.peer import PEERS, Made, Original, Peer, PeerError, fin
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
 from trueaxis.lossless.journey import compress_lossless
 from trueaxis.metric.source import obtain_statistics
+from trueaxis.metric.statistics import load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
 from trueaxis.parallel import default_threads
@@ -144,13 +145,13 @@ def compare(
             statistics=file, seed=seed, threads=threads or default_threads(), device=device, progress=progress,
         )  # fmt: skip
         trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)
-        reference = prepared_by(chosen[REFERENCE_RECIPE])
-        require_unseen(ids, reference.prepared.statistics)
+        require_unseen(ids, load_statistics(file))
+        reference = cache(partial(prepared_by, chosen[REFERENCE_RECIPE]))
         for name in recipes:
-            prepared = reference if chosen[name] == reference.prepared.recipe else prepared_by(chosen[name])
+            prepared = reference() if chosen[name] == chosen[REFERENCE_RECIPE] else prepared_by(chosen[name])
             trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
         for peer in others:
-            trial.peer(peer, peer.settings_at(rates), reference, calibration)
+            trial.peer(peer, peer.settings_at(rates), reference(), calibration)
         original = trial.compare(checkpoint.path)
     return ComparisonReport(
         str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent,

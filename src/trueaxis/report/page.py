@@ -100,7 +100,7 @@ def render(name: str, figures: list[Figure]) -> str:
 def _specification(plot: Any) -> dict[str, Any]:
     """What page.js draws."""
     found = asdict(plot)
-    return finite({"data": found["data"], "layout": found["layout"]})
+    return finite({"data": found["data"], "layout": found["layout"], "height": found["height"]})
 
 
 def write_page(text: str, file: Path) -> Path:
