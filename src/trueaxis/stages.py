@@ -213,10 +213,12 @@ class InTurn:
     Attributes:
         tokens: Calibration tokens that both models read.
         damping: δ added to E[x̃ x̃ᵀ] as δ · mean of its diagonal · I.
+        stream: Share of the residual stream's error that what is added to the stream makes up for.
     """
 
     tokens: int = 32_768
     damping: float = 0.01
+    stream: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -272,4 +274,5 @@ RANGES = {
     "chain": (1, 1 << 40),
     "tokens": (1, 1 << 40),
     "rate": (0.0, 1.0),
+    "stream": (0.0, 1.0),
 }

@@ -1,8 +1,9 @@
 """Turns: one round through the model in which every matrix is quantized after those before it.
 
     original    x ─▶ block ─▶ …        C = E[x x̃ᵀ]
-    compressed  x̃ ─▶ block ─▶ …        H̃ = E[x̃ x̃ᵀ]    W′ = W + W (C − H̃) (H̃ + δI)⁻¹ ─▶ quantize ─▶ next space
+    compressed  x̃ ─▶ block ─▶ …        H̃ = E[x̃ x̃ᵀ]    W′ = W + (W (C − H̃) + η E[(r − r̃) x̃ᵀ]) (H̃ + δI)⁻¹ ─▶ quantize
 
+The second term is for what is added to the residual stream r: a share η of what that lost goes into the targets.
 Both models are in the coordinates of the file and go through the text side by side, block by block. What a matrix takes
 more or less than it was allowed changes the steps of those after it, so that a round ends close to the size wanted.
 """
@@ -12,9 +13,9 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ from trueaxis.journal import NoJournal
 from trueaxis.metric.walking import Walk
 from trueaxis.model.architecture import locate, submodule
 from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.families import family_of
 from trueaxis.model.graph import Route
 from trueaxis.parallel import ordered_map, ordered_stream
 from trueaxis.passes import Job, Write
@@ -125,11 +127,23 @@ def _place(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
+class Shift(NamedTuple):
+    """Targets W + W · inputs + stream.
+
+    Attributes:
+        inputs: (C − H̃) (H̃ + δI)⁻¹ [n, n].
+        stream: As much again of what the residual stream has lost [d, n], or None.
+    """
+
+    inputs: Array
+    stream: Array | None
+
+
 class Turns:
     """Call it with the bytes to aim at for files of about that size.
 
     Args:
-        stage: Damping.
+        stage: Damping, and the share of the stream.
         course: What the search left.
         places: Where the model's blocks are.
         files: From the search.
@@ -182,13 +196,14 @@ class Turns:
         first, other = self._walks = [Walk(model, blocks, self._batches) for model in (self.original, self.drifted)]
         for index, inside in enumerate(self._places.inside):
             modules = {module: space for space, module in inside.spaces.items()}
-            with first.block(index, modules), other.block(index, modules):
-                self._through(modules)
+            norms = set() if inside.experts else self._norms(inside.spaces)
+            with first.block(index, {*modules, *norms}), other.block(index, {*modules, *norms}):
+                self._through(modules, norms)
                 self._over(other.passed)
             self._course.progress("drift", index + 1, len(blocks) + 1)
         if "head" in self._by_space:
             with first.finish(head), other.finish(head):
-                self._through({head: "head"})
+                self._through({head: "head"}, set())
         self._made += 1
         matrices = [(job.coded, self._found[job.coded.name]) for job in self._course.jobs]
         counts = sum((count_symbols([matrix]) for _, matrix in matrices), start=count_symbols([]))
@@ -198,42 +213,61 @@ class Turns:
         self._fixed = 8.0 * files.file_bytes - sum(map(self._bits, self._found.values()))
         return files
 
-    def _through(self, modules: Mapping[str, str]) -> None:
-        """Takes the original through a block, and quantizes what reads its modules, in their order."""
+    def _norms(self, spaces: Iterable[str]) -> set[str]:
+        """Norms of a block that read the residual stream while matrices are added to it as they are."""
+        family = family_of(self._course.checkpoint.config)
+        if family is None or family.norms.placement != "pre" or self._stage.stream == 0:
+            return set()
+        jobs = [job for space in spaces for job in self._by_space.get(space, [])]
+        return {job.weight.norm.rpartition(".")[0] for job in jobs if job.weight.norm is not None}
+
+    def _through(self, modules: Mapping[str, str], norms: Collection[str]) -> None:
+        """Takes the original through a block, and quantizes what reads its modules, in their order.
+
+        What the norm before them read is the stream that matrices are added to.
+        """
         scratch = self._course.checkpoint.scratch
 
         def passed(number: int) -> dict[str, torch.Tensor]:
             return {module: scratch.tensor(read) for module, read in self._walks[0].passed(number).items()}
 
         heard = self._over(passed)
+        stream = None
         for module in heard[0]:
-            if jobs := self._by_space.get(modules[module]):
-                self._round(jobs, lambda: self._correction(module, [one[module] for one in heard]))  # noqa: B023
+            if module in norms:
+                stream = module
+            elif jobs := self._by_space.get(modules[module]):
+                added = stream if all(job.weight.writes == "residual" for job in jobs) else None
+                self._round(jobs, lambda: self._shift(module, added, heard))  # noqa: B023
 
     def _over(self, work: Callable[[int], R]) -> list[R]:
         """Results of all batches."""
         return ordered_map(work, range(len(self._batches)), self._course.threads)
 
-    def _correction(self, module: str, originals: Sequence[torch.Tensor]) -> Array:
-        """(C − H̃) (H̃ + δI)⁻¹ [n, n] of what a module reads."""
+    def _shift(self, module: str, stream: str | None, heard: Sequence[Mapping[str, torch.Tensor]]) -> Shift:
+        """Where targets lie of what reads a module, and is added to the stream if one is named."""
 
         def summed(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-            own = self._walks[1].until(number, module)
-            return ((originals[number] - own).T @ own).double(), (own.T @ own).double()
+            found, originals = self._walks[1].until(number, module), heard[number]
+            own, lost = found[module], [originals[module] - found[module]]
+            if stream is not None:
+                lost.append(self._stage.stream * (originals[stream] - found[stream]))
+            return (torch.cat(lost, dim=1).T @ own).double(), (own.T @ own).double()
 
         cross, own = torch.zeros(()), torch.zeros(())
         for one, other in ordered_stream(summed, range(len(self._batches)), self._course.threads):
             cross, own = cross + one, own + other
-        damped = own.clone()
-        damped.diagonal().add_(max(self._stage.damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
-        return torch.linalg.solve(damped, cross, left=False).numpy()
+        size = len(own)
+        own.diagonal().add_(max(self._stage.damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
+        found = torch.linalg.solve(own, cross, left=False).numpy()
+        return Shift(found[:size], None if stream is None else found[size:])
 
-    def _round(self, jobs: Sequence[Job], correction: Callable[[], Array] | None = None) -> None:
-        """Quantizes matrices, aimed at W + W · correction, side by side; what the journal knows is not done again."""
+    def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
+        """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""
         c, journal = self._allowance.c, self._course.journal
         keys = {job.coded.name: f"turn {self._course.target} {self._made} {c!r} {job.coded.name}" for job in jobs}
         known = {name: journal.recall(key) for name, key in keys.items()}
-        found = None if correction is None or all(known.values()) else correction()
+        found = None if shift is None or all(known.values()) else shift()
 
         def rounded(job: Job) -> tuple[Quantized, Array]:
             if (entry := known[job.coded.name]) is not None:
@@ -274,8 +308,9 @@ def _copied(model: Any, scratch: NoScratch) -> Any:
     return copy.deepcopy(model, own)
 
 
-def _change(job: Job, correction: Array) -> Array:
-    """W · correction [m, n] float32, in the coordinates of the file."""
+def _change(job: Job, shift: Shift) -> Array:
+    """W′ − W [m, n] float32, in the coordinates of the file."""
     weight = decoded(job.aligned.weight, job.aligned.transforms)
-    moved = (weight + weight @ correction).astype(np.float32)
-    return np.ascontiguousarray(undone(moved, job.aligned.transforms)) - job.aligned.weight
+    moved = weight + weight @ shift.inputs
+    moved = moved if shift.stream is None else moved + shift.stream
+    return np.ascontiguousarray(undone(moved.astype(np.float32), job.aligned.transforms)) - job.aligned.weight

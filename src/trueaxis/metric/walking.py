@@ -46,13 +46,9 @@ class Walk:
         with self._hearing([head]), self._steps.finish() as self._run:
             yield
 
-    def until(self, number: int, module: str) -> torch.Tensor:
-        """What a module reads of a batch [tokens, n]; the model stays where it is.
-
-        Raises:
-            KeyError: The module is not called with what it reads.
-        """
-        return self._heard(number, module)[module]
+    def until(self, number: int, module: str) -> dict[str, torch.Tensor]:
+        """What modules up to this one read of a batch [tokens, n]; the model stays where it is."""
+        return self._heard(number, module)
 
     def passed(self, number: int) -> dict[str, torch.Tensor]:
         """Takes a batch through the block; what its modules read [tokens, n], in the order of their calls."""
