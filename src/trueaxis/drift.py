@@ -38,7 +38,7 @@ from trueaxis.quantize.feedback import quantize
 from trueaxis.runtime.load import load
 from trueaxis.runtime.transforms import undone
 from trueaxis.stages import Coder, InTurn, NoDrift
-from trueaxis.tuning import across
+from trueaxis.tuning import in_model
 from trueaxis.types import Array, Quantized, TargetError
 
 BATCH_TOKENS = 1024
@@ -170,7 +170,7 @@ class _Turns:
         return torch.linalg.solve(damped, cross - own, left=False).numpy()
 
     def _corrected(self, job: Job, correction: Array) -> Job:
-        weight = across(torch.from_numpy(job.aligned.weight), job).numpy()
+        weight = in_model(torch.from_numpy(job.aligned.weight), job).numpy()
         change = np.ascontiguousarray((weight @ correction).astype(np.float32))
         moved = undone(change, job.aligned.transforms) if job.aligned.transforms else change
         return replace(job, plan=replace(job.plan, weight=job.plan.weight + moved))
@@ -194,7 +194,7 @@ class _Followed:
     def put(self, job: Job, values: Array) -> None:
         """A matrix in the coordinates of the file into the model."""
         if job.weight.place is not None:
-            locate(self._model, job.weight.place).detach().copy_(across(torch.from_numpy(values), job))
+            locate(self._model, job.weight.place).detach().copy_(in_model(torch.from_numpy(values), job))
 
     def begin(self) -> None:
         """Back to the first block."""

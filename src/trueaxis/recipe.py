@@ -35,12 +35,14 @@ from trueaxis.stages import (
     LowRank,
     NoDrift,
     NoFunction,
+    NoTransform,
     NoTuning,
     Quantizer,
     Rans,
     RansPooled,
     RoundToNearest,
     Selected,
+    Structured,
     WaterSic,
     WaterSicCore,
 )
@@ -67,12 +69,17 @@ class Recipe:
     metric: Layerwise | Fisher = field(default_factory=Fisher)
     drift: NoDrift | InTurn = field(default_factory=NoDrift)
     tune: NoTuning | Gains = field(default_factory=NoTuning)
+    transform: NoTransform | Structured = field(default_factory=NoTransform)
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, RansPooled) and isinstance(self.quantize, Feedback):
             raise TrueaxisError(
                 "recipe: entropy type rans-pooled does not go with quantize type feedback, which rounds against the "
                 "tables of classes; use rans"
+            )
+        if isinstance(self.transform, Structured) and not isinstance(self.quantize, Feedback):
+            raise TrueaxisError(
+                "recipe: transform type structured goes with quantize type feedback alone, whose steps it is judged by"
             )
         if isinstance(self.tune, Gains) and isinstance(self.function, Selected):
             raise TrueaxisError(
@@ -120,6 +127,7 @@ NAMED: dict[str, Recipe] = {
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
     "selected": Recipe(function=Selected()),
+    "structured": Recipe(transform=Structured()),
     "rtn": Recipe(Identity(), quantize=RoundToNearest()),
     "in-turn": Recipe(drift=InTurn()),
     "tuned": Recipe(tune=Gains()),
