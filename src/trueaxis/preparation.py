@@ -21,6 +21,7 @@ from trueaxis.align.gauge import gauge, identity
 from trueaxis.align.learned import learned
 from trueaxis.align.loss import LOSSES
 from trueaxis.align.network import Alignment, Network, Product
+from trueaxis.align.structured import TURNERS
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
 from trueaxis.drift import DRIFTS
@@ -40,7 +41,7 @@ from trueaxis.passes import Job, Passes, Write, first_tables
 from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
-from trueaxis.quantize.plan import Factor, Planner, reference_for
+from trueaxis.quantize.plan import Factor, Plan, Planner, reference_for
 from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
@@ -49,7 +50,7 @@ from trueaxis.stages import EFFORTS, Gauge, Identity, Learned
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
 from trueaxis.turns import Course
-from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight
+from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Metric, Quantized, TargetError, Weight
 
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
 
@@ -118,6 +119,7 @@ class Prepared:
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
         size, fixed = sum(job.coded.size for job in self.jobs), sum(entry.stored_bytes for entry in self.exact)
         fixed += sum(map(len, functions.values()))
+        fixed += sum(len(transform.payload) for found in transforms.values() for transform in found)
         plans = [job.plan for job in self.jobs]
         start, finest = first_c(plans, 8.0 * max(target - fixed, 1)), finest_c(plans)
         tables, learning, taught = first_tables(self.jobs, effort), effort.learning_passes, effort.taught
@@ -188,6 +190,7 @@ class Prepared:
                 notes=(*blind_spots(self.weights, self.statistics), *files.notes, *unused, *notes),
                 evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
                 functions=tuple(job.told for job in self.jobs if job.told is not None),
+                transforms=tuple(job.turned for job in self.jobs if job.turned is not None),
                 inputs=dict(inputs or {}),
             )  # fmt: skip
 
@@ -276,6 +279,11 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
     jobs = [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+
+    def planned(weight: Weight, matrix: Array, metric: Metric) -> Plan:
+        return fine(planner.plan(weight, scratch.hold(matrix), held(scratch, metric)))
+
+    jobs = TURNERS[type(recipe.transform)](recipe.transform, jobs, planned, network.target_bits, threads)
     return SELECTORS[type(recipe.function)](recipe.function, jobs, network.target_bits)
 
 

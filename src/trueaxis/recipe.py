@@ -37,12 +37,14 @@ from trueaxis.stages import (
     LowRank,
     NoDrift,
     NoFunction,
+    NoTransform,
     NoTuning,
     Quantizer,
     Rans,
     RansPooled,
     RoundToNearest,
     Selected,
+    Structured,
     WaterSic,
     WaterSicCore,
 )
@@ -69,12 +71,17 @@ class Recipe:
     metric: Layerwise | Fisher = field(default_factory=Fisher)
     drift: NoDrift | InTurn = field(default_factory=InTurn)
     tune: NoTuning | Gains = field(default_factory=NoTuning)
+    transform: NoTransform | Structured = field(default_factory=NoTransform)
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, RansPooled) and isinstance(self.quantize, Feedback):
             raise TrueaxisError(
                 "recipe: entropy type rans-pooled does not go with quantize type feedback, which rounds against the "
                 "tables of classes; use rans"
+            )
+        if isinstance(self.transform, Structured) and not isinstance(self.quantize, Feedback):
+            raise TrueaxisError(
+                "recipe: transform type structured goes with quantize type feedback alone, whose steps it is judged by"
             )
         if isinstance(self.tune, Gains) and isinstance(self.function, Selected):
             raise TrueaxisError(
@@ -123,6 +130,7 @@ NAMED: dict[str, Recipe] = {
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
     "selected": Recipe(function=Selected()),
+    "structured": Recipe(transform=Structured()),
     "rtn": Recipe(Identity(), quantize=RoundToNearest(), drift=NoDrift()),
     "tuned": Recipe(tune=Gains()),
     "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast"), drift=NoDrift()),

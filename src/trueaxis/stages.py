@@ -79,6 +79,16 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class NoTransform:
+    """Transform: matrices are coded in the axes that alignment left them in."""
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Transform: of every matrix the stored rotation that pays for its bytes, or none; see align/structured.py."""
+
+
+@dataclass(frozen=True)
 class Effort:
     """What a name of an effort stands for.
 
@@ -242,6 +252,7 @@ class Gains:
 STAGES: dict[str, dict[str, type]] = {
     "metric": {"layerwise": Layerwise, "fisher": Fisher},
     "align": {"identity": Identity, "gauge": Gauge, "learned": Learned},
+    "transform": {"none": NoTransform, "structured": Structured},
     "function": {"none": NoFunction, "lowrank": LowRank, "selected": Selected},
     "quantize": {
         "feedback": Feedback,
