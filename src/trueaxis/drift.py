@@ -114,7 +114,7 @@ class _InScratch(Dense):
 def _running(checkpoint: Checkpoint, files: Assembled) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         write_files(files, checkpoint, Path(directory))
-        model: Any = built(directory, _InScratch(checkpoint.scratch), torch.float32)
+        model: Any = built(directory, _InScratch(checkpoint.scratch), torch.device("cpu"), torch.float32)
     return model.requires_grad_(False)
 
 

@@ -158,6 +158,7 @@ class Prepared:
         target: int | None = None,
         evaluation: Evaluation | None = None,
         inputs: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> CompressionReport:
         """Writes and verifies the files; `out` appears whole or not at all.
 
@@ -169,6 +170,7 @@ class Prepared:
             target: Bytes that were asked for; a note says so where the file is well below.
             evaluation: What is known of the files on text, for the report.
             inputs: What the files depend on, for the report.
+            notes: Sentences for the report beside its own.
         """
         with staged_directory(out, overwrite, self.journal.folder) as staging:
             write_files(files, self.checkpoint, staging)
@@ -182,7 +184,8 @@ class Prepared:
             return leave_report(
                 files, self.checkpoint, staging, begun,
                 recipe=self.recipe.to_json(), recipe_hash=self.recipe.hash, calibration=self.header["calibration"],
-                tensors=rows, notes=(*blind_spots(self.weights, self.statistics), *files.notes, *unused),
+                tensors=rows,
+                notes=(*blind_spots(self.weights, self.statistics), *files.notes, *unused, *notes),
                 evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
                 functions=tuple(job.told for job in self.jobs if job.told is not None),
                 inputs=dict(inputs or {}),

@@ -19,6 +19,8 @@ from typing import Any
 
 from trueaxis.stages import (
     CHOICES,
+    CPU_CHAIN,
+    GPU_CHAIN,
     RANGES,
     STAGES,
     Coder,
@@ -157,6 +159,22 @@ def recipe(name_or_path: str | Path | Recipe) -> Recipe:
     if not isinstance(document, dict):
         raise TrueaxisError(f"{path}: a recipe is a JSON object with 'version' and 'stages'")
     return Recipe.from_json(document)
+
+
+STRIPS = {"cpu": CPU_CHAIN, "gpu": GPU_CHAIN}
+
+
+def with_strips(chosen: str | Path | Recipe, strips: str) -> Recipe:
+    """A recipe with strips chained for the processor that will decode: "cpu", or "gpu", in many short streams.
+
+    Example:
+        >>> with_strips("identity", "gpu").entropy.chain
+        65536
+    """
+    if strips not in STRIPS:
+        raise TrueaxisError(f"strips {strips!r} are not one of: {', '.join(STRIPS)}")
+    found = recipe(chosen)
+    return replace(found, entropy=replace(found.entropy, chain=STRIPS[strips]))
 
 
 def tuned(chosen: str | Path | Recipe) -> Recipe:

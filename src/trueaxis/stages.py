@@ -173,6 +173,9 @@ class WaterSicCore:
     damping: float = 1e-3
 
 
+CPU_CHAIN, GPU_CHAIN = 1 << 20, 1 << 16  # a GPU wants streams by the thousand; a lane pays three bytes in each
+
+
 @dataclass(frozen=True)
 class Rans:
     """Entropy-code: interleaved rANS with classed tables.
@@ -183,7 +186,7 @@ class Rans:
     """
 
     lanes: int = 32
-    chain: int = 1 << 20
+    chain: int = CPU_CHAIN
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class RansPooled:
     """
 
     lanes: int = 32
-    chain: int = 1 << 20
+    chain: int = CPU_CHAIN
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from trueaxis.align.gauge import identity
 from trueaxis.align.network import Network
 from trueaxis.container import is_compressed
-from trueaxis.family.adapter import is_adapter, merged
+from trueaxis.family.adapter import dearer_than_adapter, is_adapter, merged
 from trueaxis.family.delta import Delta
 from trueaxis.header import is_tensor_name
 from trueaxis.lossless.journey import compress_lossless, exact_entry
@@ -109,7 +109,9 @@ def compress_family(
                 seed=seed, threads=threads or default_threads(), device=device, progress=progress,
             )  # fmt: skip
             target = prepared.checkpoint.bytes_at(bits_delta)
-            reports[name] = prepared.save(prepared.fit(target), root / MEMBERS / name, False, begun, target)
+            files = prepared.fit(target)
+            notes = dearer_than_adapter(member, files.file_bytes) if is_adapter(member) else []
+            reports[name] = prepared.save(files, root / MEMBERS / name, False, begun, target, notes=notes)
         listed = [*listed, name]
         write_members(root, listed)
     return FamilyReport(report, reports)
