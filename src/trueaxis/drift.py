@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from trueaxis.assemble import Assembled, write_files
-from trueaxis.evaluation import score_sequences
+from trueaxis.likelihood import kl_nats
 from trueaxis.metric.calibrate import split_sequences
+from trueaxis.metric.running import forward
+from trueaxis.metric.sensitivity import Output
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
 from trueaxis.quantize.budget import AIM, ENOUGH
@@ -67,10 +69,13 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
         stage, course, places, files, _running(course.checkpoint, files), list(split_sequences(tokens, BATCH_TOKENS))
     )
     before = _divergence(turns, kept)
+    if before is None:
+        return files
     for _ in range(ROUNDS):
         found = turns(course.target * AIM)
         if found.file_bytes <= course.target and found.file_bytes >= min(files.file_bytes, course.target * ENOUGH):
-            return found if _divergence(turns, kept) < before else files
+            after = _divergence(turns, kept)
+            return found if after is not None and after < before else files
     return files
 
 
@@ -80,10 +85,18 @@ def _split(tokens: Array, read: int) -> tuple[Array, Array]:
     return tokens[:-aside][: max(1, read // tokens.shape[1])], tokens[-aside:]
 
 
-def _divergence(turns: Turns, tokens: Array) -> float:
-    scores = score_sequences(turns.drifted, turns.original, tokens)
-    assert scores.kl_nats is not None
-    return float(scores.kl_nats.sum())
+def _divergence(turns: Turns, tokens: Array) -> float | None:
+    """KL in nats over all tokens; None where there are no logits over the vocabulary."""
+    total = 0.0
+    for ids in split_sequences(tokens, BATCH_TOKENS):
+        with torch.inference_mode():
+            expected, found = (
+                Output.of(model, forward(model, ids)).logits for model in (turns.original, turns.drifted)
+            )
+            if expected is None or found is None:
+                return None
+            total += float(kl_nats(expected, found).sum())
+    return total
 
 
 class _InScratch(Dense):
