@@ -48,7 +48,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 README, BEGIN, END = ROOT / "README.md", "<!-- bench: begin -->", "<!-- bench: end -->"
 SHOWN_MODEL, SHOWN_RECIPES, SHOWN_BITS = (
     "pycode-6m",
-    ("in-turn", "default", "identity", "watersic", "gptq", "rtn"),
+    ("default", "at-once", "identity", "watersic", "gptq", "rtn"),
     (2.0, 3.0, 4.0),
 )
 RECIPES = tuple(dict.fromkeys(["default", *(name for name in NAMED if name != "gauge")]))

@@ -204,9 +204,14 @@ def _add_evaluation(command: Any, *, required: bool) -> None:
 
 def _add_run(command: Any) -> None:
     """Options of whatever compresses by one recipe."""
-    from trueaxis.recipe import NAMED
+    from trueaxis.recipe import NAMED, STRIPS
 
     command.add_argument("--recipe", default="default", metavar="NAME|FILE", help=f"{', '.join(NAMED)}; or a JSON file")
+    command.add_argument(
+        "--strips", choices=list(STRIPS),
+        help="how strips are chained: gpu for a file that a GPU will decode, about 0.5 %% larger (default: as the "
+        "recipe\nsays, which is for a CPU)",
+    )  # fmt: skip
     command.add_argument(
         "--tune", action="store_true",
         help="afterwards train the steps by KL on the calibration text: less loss at the same size, more time",

@@ -17,6 +17,7 @@ from trueaxis.engine import engine_of
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads
 from trueaxis.preparation import prepare
+from trueaxis.processor import torch_device
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
@@ -63,7 +64,8 @@ def compress(
         recipe: Name of a recipe, a JSON file, or a Recipe.
         seed: Of every random choice.
         threads: Workers; all processors by default. The result does not depend on it.
-        device: Torch device that runs the model for calibration and evaluation.
+        device: Torch device that runs the model, for calibration, sensitivities and evaluation. Another device adds up
+            in another order, so that the bytes may differ.
         overwrite: Replace `out` if it is not empty.
         resume: Keep a journal beside `out`, and go on from the one that is there; an output that is finished is
             verified. The bytes are those of a run that was never interrupted.
@@ -83,6 +85,7 @@ def compress(
         >>> trueaxis.compress("llama", "llama-3bit", bits=3, calibration=["text.txt"])   # doctest: +SKIP
     """
     begun = time.perf_counter()
+    device = str(torch_device(device))
     chosen = find_recipe(recipe)
     checkpoint = Checkpoint.open(model, scratch_beside(Path(out), memory))
     target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)

@@ -79,6 +79,16 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class NoTransform:
+    """Transform: matrices are coded in the axes that alignment left them in."""
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Transform: of every matrix the stored rotation that pays for its bytes, or none; see align/structured.py."""
+
+
+@dataclass(frozen=True)
 class Effort:
     """What a name of an effort stands for.
 
@@ -173,6 +183,9 @@ class WaterSicCore:
     damping: float = 1e-3
 
 
+CPU_CHAIN, GPU_CHAIN = 1 << 20, 1 << 16  # a GPU wants streams by the thousand; a lane pays three bytes in each
+
+
 @dataclass(frozen=True)
 class Rans:
     """Entropy-code: interleaved rANS with classed tables.
@@ -183,7 +196,7 @@ class Rans:
     """
 
     lanes: int = 32
-    chain: int = 1 << 20
+    chain: int = CPU_CHAIN
 
 
 @dataclass(frozen=True)
@@ -195,7 +208,7 @@ class RansPooled:
     """
 
     lanes: int = 32
-    chain: int = 1 << 20
+    chain: int = CPU_CHAIN
 
 
 @dataclass(frozen=True)
@@ -210,10 +223,12 @@ class InTurn:
     Attributes:
         tokens: Calibration tokens that both models read.
         damping: δ added to E[x̃ x̃ᵀ] as δ · mean of its diagonal · I.
+        stream: Share of the residual stream's error that what is added to the stream makes up for.
     """
 
     tokens: int = 32_768
     damping: float = 0.01
+    stream: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -237,6 +252,7 @@ class Gains:
 STAGES: dict[str, dict[str, type]] = {
     "metric": {"layerwise": Layerwise, "fisher": Fisher},
     "align": {"identity": Identity, "gauge": Gauge, "learned": Learned},
+    "transform": {"none": NoTransform, "structured": Structured},
     "function": {"none": NoFunction, "lowrank": LowRank, "selected": Selected},
     "quantize": {
         "feedback": Feedback,
@@ -269,4 +285,5 @@ RANGES = {
     "chain": (1, 1 << 40),
     "tokens": (1, 1 << 40),
     "rate": (0.0, 1.0),
+    "stream": (0.0, 1.0),
 }

@@ -150,9 +150,9 @@ def test_peers_that_calibrate_get_the_text_itself(tiny_llama: Path, tokens: Path
 
 def test_recipes_that_read_the_calibration_text_again(tiny_llama: Path, tokens: Path, unseen: Path) -> None:
     found = trueaxis.compare(
-        tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "in-turn"], peers=[], calibration=[tokens]
+        tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "default"], peers=[], calibration=[tokens]
     )
-    assert [row.name for row in found.rows] == ["tuned", "in-turn"]
+    assert [row.name for row in found.rows] == ["tuned", "default"]
     assert not found.absent
     assert found.statistics_seconds is not None and found.statistics_seconds > 0
     assert f"{found.statistics_seconds:.1f} s of measuring" in render(found)

@@ -33,7 +33,7 @@ from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.base_model import BaseModel, fingerprint
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, write_members
-from trueaxis.stages import Identity, NoTuning
+from trueaxis.stages import Identity, NoDrift, NoTuning
 from trueaxis.staging import check_free
 from trueaxis.types import Aligned, CompressionReport, TrueaxisError
 
@@ -84,6 +84,7 @@ def compress_family(
     names = _checked_names(members)
     if not isinstance(chosen.align, Identity):
         raise TrueaxisError("a family keeps the checkpoint's own axes: give a recipe whose align stage is 'identity'")
+    chosen = replace(chosen, drift=NoDrift())  # blocks of a member are not what its file alone decodes to
     if not isinstance(chosen.tune, NoTuning):
         raise TrueaxisError("members of a family are not tuned: give a recipe that does not tune")
     if not bits_delta > 0:
