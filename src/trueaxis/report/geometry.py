@@ -80,7 +80,7 @@ def _spectra(found: Analysis) -> Plot:
         })  # fmt: skip
     return Plot(
         "Curves of column energy in octaves over its mean, over rank, one for every coordinate system", traces,
-        {"xaxis": {"title": {"text": "columns, largest first"}, "tickformat": ".0%"},
+        {"xaxis": {"title": {"text": "columns, largest first"}, "tickformat": ".0%", "range": [-0.01, 1.01]},
          "yaxis": {"title": {"text": "log₂ energy / mean"}}},
         height=400, title="Spectrum",
     )  # fmt: skip
@@ -92,7 +92,7 @@ def _kurtosis(found: Analysis) -> Plot:
     known = [value for value in values if math.isfinite(value)] + [GAUSSIAN - 0.5, GAUSSIAN + 0.5]
     margin = 0.05 * (max(known) - min(known))
     marks = {
-        "type": "scatter", "mode": "markers+text", "y": _systems(found), "x": values, "textposition": "top center",
+        "type": "scatter", "mode": "markers+text", "y": _systems(found), "x": values, "textposition": "middle right",
         "text": [digits(value) for value in values], "cliponaxis": False, "textfont": {"size": 12},
         "marker": {"size": 11, "color": _colours(found)}, "hovertemplate": "%{y}: %{x:.2f}<extra></extra>",
     }  # fmt: skip
