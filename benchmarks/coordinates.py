@@ -11,7 +11,8 @@ share of shared streams. A model is a directory with calibration_tokens.npy; the
 whose residual stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays
 for the rotation, `recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
 `white` none in its statistics either: there a recipe should keep the own axes. The layers of a set are one block and
-share the axes of its stream, as a network would have to; `structured` there turns the checkpoint's own axes. KL at equal bytes: benchmarks/divergences.py.
+share the axes of its stream, as a network would have to; `structured` there turns the checkpoint's own axes. KL at
+equal bytes: benchmarks/divergences.py.
 """
 
 from __future__ import annotations
