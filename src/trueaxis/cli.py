@@ -75,10 +75,11 @@ def _compress(options: argparse.Namespace) -> Result:
 
 
 def _recipe(options: argparse.Namespace) -> Any:
-    """The recipe asked for, with the tuning asked for."""
-    from trueaxis.recipe import tuned
+    """The recipe asked for, with the tuning and the strips asked for."""
+    from trueaxis.recipe import tuned, with_strips
 
-    return tuned(options.recipe) if options.tune else options.recipe
+    chosen = tuned(options.recipe) if options.tune else options.recipe
+    return chosen if options.strips is None else with_strips(chosen, options.strips)
 
 
 def _sizes(out: str, report: Any) -> str:
@@ -122,6 +123,7 @@ def _compress_family(options: argparse.Namespace) -> Result:
         f"{name}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter, {report.seconds:.1f} s"
         for name, report in found.members.items()
     ]
+    lines += [f"note: {name}: {note}" for name, report in found.members.items() for note in report.notes]
     return asdict(found), "\n".join(lines)
 
 

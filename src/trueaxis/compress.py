@@ -17,6 +17,7 @@ from trueaxis.engine import engine_of
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads
 from trueaxis.preparation import prepare
+from trueaxis.processor import torch_device
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
@@ -24,6 +25,8 @@ from trueaxis.resume import finished, inputs_of, journal_of
 from trueaxis.scratch import scratch_beside
 from trueaxis.staging import check_free
 from trueaxis.types import CompressionReport, TrueaxisError
+
+LEAST_MEMORY = 500_000_000  # bytes: libraries, and a little to work with
 
 
 def compress(
@@ -61,7 +64,8 @@ def compress(
         recipe: Name of a recipe, a JSON file, or a Recipe.
         seed: Of every random choice.
         threads: Workers; all processors by default. The result does not depend on it.
-        device: Torch device that runs the model for calibration and evaluation.
+        device: Torch device that runs the model, for calibration, sensitivities and evaluation. Another device adds up
+            in another order, so that the bytes may differ.
         overwrite: Replace `out` if it is not empty.
         resume: Keep a journal beside `out`, and go on from the one that is there; an output that is finished is
             verified. The bytes are those of a run that was never interrupted.
@@ -81,6 +85,7 @@ def compress(
         >>> trueaxis.compress("llama", "llama-3bit", bits=3, calibration=["text.txt"])   # doctest: +SKIP
     """
     begun = time.perf_counter()
+    device = str(torch_device(device))
     chosen = find_recipe(recipe)
     checkpoint = Checkpoint.open(model, scratch_beside(Path(out), memory))
     target = _target_bytes(checkpoint, bits, size, max_kl, evaluation)
@@ -101,7 +106,19 @@ def compress(
             files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
         else:
             files, found = prepared.fit(target), None
-        return prepared.save(files, Path(out), overwrite, begun, target, found, journal.inputs or inputs)
+        return prepared.save(
+            files, Path(out), overwrite, begun, target, found, journal.inputs or inputs, _too_little(memory)
+        )
+
+
+def _too_little(memory: int | None) -> list[str]:
+    """A note where no run can keep to so little memory."""
+    if memory is None or memory >= LEAST_MEMORY:
+        return []
+    return [
+        f"memory of {memory:,} bytes was asked for, and more was taken: the libraries alone take about 0.4 GB, so that "
+        f"the least to ask for is {LEAST_MEMORY:,} bytes"
+    ]
 
 
 def _target_bytes(

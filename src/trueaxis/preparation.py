@@ -24,7 +24,7 @@ from trueaxis.align.network import Alignment, Network, Product
 from trueaxis.align.structured import TURNERS
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
-from trueaxis.drift import DRIFTS, Course
+from trueaxis.drift import DRIFTS
 from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
@@ -49,6 +49,7 @@ from trueaxis.scratch import held
 from trueaxis.stages import EFFORTS, Gauge, Identity, Learned
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
+from trueaxis.turns import Course
 from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Metric, Quantized, TargetError, Weight
 
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
@@ -133,11 +134,11 @@ class Prepared:
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         course = Course(
-            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], target, fixed,
-            self.recipe.entropy, write, self.progress,
+            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], finest, target,
+            self.recipe.entropy, write, self.threads, self.progress, self.journal, self.engine,
         )  # fmt: skip
         found = DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
-        return replace(self._tuned(found, write, target), matrices=(), tables=None)
+        return replace(self._tuned(found, write, target), matrices=(), tables=None, notes=found.notes)
 
     def _tokens(self) -> Array:
         return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
@@ -159,6 +160,7 @@ class Prepared:
         target: int | None = None,
         evaluation: Evaluation | None = None,
         inputs: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> CompressionReport:
         """Writes and verifies the files; `out` appears whole or not at all.
 
@@ -170,6 +172,7 @@ class Prepared:
             target: Bytes that were asked for; a note says so where the file is well below.
             evaluation: What is known of the files on text, for the report.
             inputs: What the files depend on, for the report.
+            notes: Sentences for the report beside its own.
         """
         with staged_directory(out, overwrite, self.journal.folder) as staging:
             write_files(files, self.checkpoint, staging)
@@ -179,10 +182,12 @@ class Prepared:
             matrices = list(dict.fromkeys((job.weight, job.aligned, job.metric) for job in self.jobs))
             # decodes every tensor
             rows = tensor_reports(decoder, self.checkpoint, matrices, files.tensor_bytes, self.threads)
+            unused = _unused(files.file_bytes, target)
             return leave_report(
                 files, self.checkpoint, staging, begun,
                 recipe=self.recipe.to_json(), recipe_hash=self.recipe.hash, calibration=self.header["calibration"],
-                tensors=rows, notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
+                tensors=rows,
+                notes=(*blind_spots(self.weights, self.statistics), *files.notes, *unused, *notes),
                 evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
                 functions=tuple(job.told for job in self.jobs if job.told is not None),
                 transforms=tuple(job.turned for job in self.jobs if job.turned is not None),

@@ -19,6 +19,8 @@ from typing import Any
 
 from trueaxis.stages import (
     CHOICES,
+    CPU_CHAIN,
+    GPU_CHAIN,
     RANGES,
     STAGES,
     Coder,
@@ -67,7 +69,7 @@ class Recipe:
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
     metric: Layerwise | Fisher = field(default_factory=Fisher)
-    drift: NoDrift | InTurn = field(default_factory=NoDrift)
+    drift: NoDrift | InTurn = field(default_factory=InTurn)
     tune: NoTuning | Gains = field(default_factory=NoTuning)
     transform: NoTransform | Structured = field(default_factory=NoTransform)
 
@@ -123,22 +125,22 @@ NAMED: dict[str, Recipe] = {
     "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off", "off")),
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off", "off")),
     "gauge": Recipe(),
-    "layerwise": Recipe(metric=Layerwise(), quantize=Feedback(row_exponent=0.5)),
+    "at-once": Recipe(drift=NoDrift()),
+    "layerwise": Recipe(metric=Layerwise(), quantize=Feedback(row_exponent=0.5), drift=NoDrift()),
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
     "selected": Recipe(function=Selected()),
     "structured": Recipe(transform=Structured()),
-    "rtn": Recipe(Identity(), quantize=RoundToNearest()),
-    "in-turn": Recipe(drift=InTurn()),
+    "rtn": Recipe(Identity(), quantize=RoundToNearest(), drift=NoDrift()),
     "tuned": Recipe(tune=Gains()),
-    "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
+    "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast"), drift=NoDrift()),
     "best": Recipe(quantize=Feedback(effort="best")),
-    "gptq": Recipe(Identity(), quantize=Gptq()),
-    "gptq-uniform": Recipe(Identity(), quantize=GptqUniform()),
-    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled()),
-    "watersic-classed": Recipe(Identity(), quantize=WaterSic()),
-    "watersic-core": Recipe(Identity(), quantize=WaterSicCore(), entropy=RansPooled()),
-    "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore()),
+    "gptq": Recipe(Identity(), quantize=Gptq(), drift=NoDrift()),
+    "gptq-uniform": Recipe(Identity(), quantize=GptqUniform(), drift=NoDrift()),
+    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled(), drift=NoDrift()),
+    "watersic-classed": Recipe(Identity(), quantize=WaterSic(), drift=NoDrift()),
+    "watersic-core": Recipe(Identity(), quantize=WaterSicCore(), entropy=RansPooled(), drift=NoDrift()),
+    "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore(), drift=NoDrift()),
 }
 NAMED["default"] = NAMED["gauge"]
 COMPARED = ("default", "identity", "rotation", "watersic", "gptq", "rtn")
@@ -165,6 +167,22 @@ def recipe(name_or_path: str | Path | Recipe) -> Recipe:
     if not isinstance(document, dict):
         raise TrueaxisError(f"{path}: a recipe is a JSON object with 'version' and 'stages'")
     return Recipe.from_json(document)
+
+
+STRIPS = {"cpu": CPU_CHAIN, "gpu": GPU_CHAIN}
+
+
+def with_strips(chosen: str | Path | Recipe, strips: str) -> Recipe:
+    """A recipe with strips chained for the processor that will decode: "cpu", or "gpu", in many short streams.
+
+    Example:
+        >>> with_strips("identity", "gpu").entropy.chain
+        65536
+    """
+    if strips not in STRIPS:
+        raise TrueaxisError(f"strips {strips!r} are not one of: {', '.join(STRIPS)}")
+    found = recipe(chosen)
+    return replace(found, entropy=replace(found.entropy, chain=STRIPS[strips]))
 
 
 def tuned(chosen: str | Path | Recipe) -> Recipe:

@@ -183,6 +183,9 @@ class WaterSicCore:
     damping: float = 1e-3
 
 
+CPU_CHAIN, GPU_CHAIN = 1 << 20, 1 << 16  # a GPU wants streams by the thousand; a lane pays three bytes in each
+
+
 @dataclass(frozen=True)
 class Rans:
     """Entropy-code: interleaved rANS with classed tables.
@@ -193,7 +196,7 @@ class Rans:
     """
 
     lanes: int = 32
-    chain: int = 1 << 20
+    chain: int = CPU_CHAIN
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ class RansPooled:
     """
 
     lanes: int = 32
-    chain: int = 1 << 20
+    chain: int = CPU_CHAIN
 
 
 @dataclass(frozen=True)
@@ -220,10 +223,12 @@ class InTurn:
     Attributes:
         tokens: Calibration tokens that both models read.
         damping: δ added to E[x̃ x̃ᵀ] as δ · mean of its diagonal · I.
+        stream: Share of the residual stream's error that what is added to the stream makes up for.
     """
 
     tokens: int = 32_768
     damping: float = 0.01
+    stream: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -280,4 +285,5 @@ RANGES = {
     "chain": (1, 1 << 40),
     "tokens": (1, 1 << 40),
     "rate": (0.0, 1.0),
+    "stream": (0.0, 1.0),
 }

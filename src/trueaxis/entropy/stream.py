@@ -228,12 +228,16 @@ def decode_shared(payload: bytes, headers: list[ResidualHeader], tables: Tables)
     Raises:
         FormatError: The stream does not decode.
     """
-    lanes, stream, escapes = _unpack_shared(payload)
+    lanes, stream, escapes = unpack_shared(payload)
     return _decode(tables, stream, escapes, [_description(header) for header in headers], lanes)
 
 
-def _unpack_shared(payload: bytes) -> tuple[int, bytes, bytes]:
-    """(lanes, stream, escapes) of a `stream` record."""
+def unpack_shared(payload: bytes) -> tuple[int, bytes, bytes]:
+    """(lanes, stream, escapes) of a `stream` record.
+
+    Raises:
+        FormatError: It is damaged.
+    """
     try:
         lanes, position = unpack_varint(payload, 0)
         length, position = unpack_varint(payload, position)
@@ -281,7 +285,7 @@ def decode_shared_values(
     Raises:
         FormatError: The stream does not decode.
     """
-    lanes, stream, escapes = _unpack_shared(payload)
+    lanes, stream, escapes = unpack_shared(payload)
     whole = [(number, 0, header.columns) for number, header in enumerate(headers)]
     return _decode_values([(stream, escapes, whole)], headers, tables, lanes, bfloat16, 1, describe=describe)
 

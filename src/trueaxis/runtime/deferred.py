@@ -11,7 +11,7 @@ the running model is known as a function of tensors of the file, however the loa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +53,11 @@ class Deferred(torch.Tensor):
     coded: str | None
 
     @staticmethod
-    def __new__(cls, like: torch.Tensor, origin: Source | Step) -> Deferred:
-        """Of the shape, strides and dtype of `like`."""
+    def __new__(cls, like: torch.Tensor, origin: Source | Step, device: torch.device) -> Deferred:
+        """Of the shape, strides and dtype of `like`; its values will be on a device."""
         with torch.inference_mode(False):  # a weight may be asked for in that mode and used outside of it
             made = torch.Tensor._make_wrapper_subclass(
-                cls, like.shape, strides=like.stride(), dtype=like.dtype, device=torch.device("cpu")
+                cls, like.shape, strides=like.stride(), dtype=like.dtype, device=device
             )
         made.origin, made.coded = origin, None
         return made
@@ -73,16 +73,17 @@ class Deferred(torch.Tensor):
         found = func(*tree_map(_shadow, args), **tree_map(_shadow, {**kwargs, **_on_meta(kwargs)}))
         first = args[0] if args else None
         if func in SAME and isinstance(first, Deferred) and _alike(found, first):
-            made = cls(found, first.origin)
+            made = cls(found, first.origin, first.device)
             made.coded = first.coded
             return made
         _refuse_coded(args)
+        device = next(one.device for one in tree_leaves((args, kwargs)) if isinstance(one, Deferred))
         if isinstance(found, torch.Tensor):
-            return cls(found, Step(func, args, kwargs, None))
-        return type(found)(cls(one, Step(func, args, kwargs, place)) for place, one in enumerate(found))
+            return cls(found, Step(func, args, kwargs, None), device)
+        return type(found)(cls(one, Step(func, args, kwargs, place), device) for place, one in enumerate(found))
 
 
-def deferred(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Deferred:
+def deferred(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> Deferred:
     """Stands for a tensor of the file.
 
     Example:
@@ -90,7 +91,17 @@ def deferred(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Deferred:
         >>> value(halves[1].origin, lambda name: torch.arange(8.0).reshape(4, 2)).tolist()
         [[4.0, 5.0], [6.0, 7.0]]
     """
-    return Deferred(torch.empty(shape, dtype=dtype, device="meta"), Source(name))
+    return Deferred(torch.empty(shape, dtype=dtype, device="meta"), Source(name), torch.device(device))
+
+
+def sources(origin: Source | Step) -> Iterator[str]:
+    """Names of the tensors of the file that an origin is made of."""
+    if isinstance(origin, Source):
+        yield origin.name
+        return
+    for argument in tree_leaves((origin.arguments, origin.options)):
+        if isinstance(argument, Deferred):
+            yield from sources(argument.origin)
 
 
 def value(origin: Source | Step, read: Callable[[str], torch.Tensor]) -> torch.Tensor:

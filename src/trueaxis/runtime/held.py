@@ -5,9 +5,12 @@ Container ─▶ every record read, checksum compared, side information decoded 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +19,7 @@ from trueaxis.header import TensorInfo
 from trueaxis.record import Record, RecordType
 from trueaxis.runtime.decode import Decoder, check_finite, is_bounded
 from trueaxis.runtime.matrices import Matrix
-from trueaxis.types import Array, FormatError
+from trueaxis.types import FormatError
 
 OWN_BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16}  # what the core writes, by dtype
 
@@ -26,6 +29,7 @@ class HeldDecoder(Decoder):
 
     Args:
         path, threads, base: As for `Decoder`.
+        device: Where what `fill_all` fills lies.
 
     Raises:
         FormatError: A checksum differs, or a tensor's records are damaged.
@@ -35,17 +39,23 @@ class HeldDecoder(Decoder):
         >>> decoder.fill("model.embed_tokens.weight", buffer)         # doctest: +SKIP
     """
 
-    def __init__(self, path: str | Path, threads: int | None = None, base: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        threads: int | None = None,
+        base: str | Path | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
         super().__init__(path, threads, base)
+        self.device = torch.device(device)
         self._held: dict[str, list[Record]] = {}
         self._parsed: dict[str, list[Matrix]] = {}
-        members = self._members  # what needs the payloads comes first
+        _ = self._members, self._products  # found by a look at the files, now
         for name in self.names():
             records = super()._records(name)
             self._parsed[name] = [self._without_payload(name, part) for part in self._matrices_of(name, records)]
             coded = (RecordType.RESIDUAL, RecordType.TRANSFORM)
             self._held[name] = [replace(one, payload=b"") if one.type in coded else one for one in records]
-        self._members = members
 
     @property
     def held_bytes(self) -> int:
@@ -64,7 +74,17 @@ class HeldDecoder(Decoder):
         alone = len(self._parsed[name]) == 1 and self._held[name][0].type == RecordType.RESIDUAL
         return self._parsed[name][0].header if alone else None
 
-    def fine_grid(self, name: str) -> Array:
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """As of a `Decoder`, on the device."""
+        return super().tensor(name, dtype).to(self.device)
+
+    def tensors(self, dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+        """All tensors, on the device; tied ones share storage."""
+        found = super().tensors(dtype)
+        moved = {id(value): value.to(self.device) for value in found.values()}
+        return {name: moved[id(value)] for name, value in found.items()}
+
+    def fine_grid(self, name: str) -> torch.Tensor:
         """u, float32 [m, n], of a tensor that has a plain header.
 
         Raises:
@@ -74,13 +94,49 @@ class HeldDecoder(Decoder):
         header = self._parsed[name][0].header
         try:
             if header.shared is None:
-                return decode_values(header, self.tables, False, self._threads, describe=fine_grid)
+                found = decode_values(header, self.tables, False, self._threads, describe=fine_grid)
+                return torch.from_numpy(found)
             members = self._members[header.shared]
             headers = [self._parsed[member][index].header for member, index in members]
-            found = decode_shared_values(self._shared[header.shared], headers, self.tables, False, fine_grid)
+            grids = decode_shared_values(self._shared[header.shared], headers, self.tables, False, fine_grid)
         except (FormatError, ValueError) as error:
             raise FormatError(f"{name}: {error}") from error
-        return found[members.index((name, 0))]
+        return torch.from_numpy(grids[members.index((name, 0))])
+
+    def fill_all(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> None:
+        """Decodes tensors into memory on the device, each contiguous and of its shape, in its dtype.
+
+        Raises:
+            FormatError: One is damaged; the message names it.
+        """
+        for name, out in wanted:
+            if out.device.type == "cpu":
+                self.fill(name, out)
+            else:
+                out.copy_(self.tensor(name, out.dtype))
+
+    @contextmanager
+    def ahead(self, after: Any) -> Iterator[None]:
+        """Work on the device inside runs beside what is queued there, but after a mark."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.stream(self._beside_stream):
+            self._beside_stream.wait_event(after)
+            yield
+
+    @cached_property
+    def _beside_stream(self) -> torch.cuda.Stream:
+        return torch.cuda.Stream(self.device)
+
+    def mark(self) -> Any:
+        """A point in the work that is queued on the device by now; on the CPU, where all of it is done, None."""
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+
+    def join(self, mark: Any) -> None:
+        """What is queued from now on waits for a mark."""
+        if mark is not None:
+            torch.cuda.current_stream(self.device).wait_event(mark)
 
     def fill(self, name: str, out: torch.Tensor) -> None:
         """Decodes a tensor into `out`, contiguous and of its shape, in the dtype of `out`.

@@ -115,6 +115,10 @@ def settle_int8(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) -> I
             if isinstance(weight, Deferred):
                 uses[id(weight.origin)] = uses.get(id(weight.origin), 0) + 1
     decoded = Decoded(lambda source: decoder.tensor(source, dtype))
+    for module in model.modules():  # biases before the layers that take them over
+        for attribute, weight in list(module._parameters.items()):
+            if isinstance(weight, Deferred) and weight.ndim < 2:
+                module._parameters[attribute] = decoded(weight)
     for name, module in list(model.named_modules()):
         for attribute, weight in list(module._parameters.items()):
             if not isinstance(weight, Deferred):
@@ -144,9 +148,11 @@ def _packed(module: nn.Module, weight: Deferred, decoder: HeldDecoder, uses: int
     grid = header.grid
     if grid.row_codes.shape[1] > 1:
         return "several steps in a row"
-    fine = torch.from_numpy(decoder.fine_grid(weight.origin.name))
+    fine = decoder.fine_grid(weight.origin.name)
     if int((fine.abs() > LARGEST).sum()) > MOST_SPARSE * fine.numel():
         return f"more than {MOST_SPARSE:.0%} of its integers are beyond 8 bits"
-    column_steps = torch.from_numpy(np.ascontiguousarray(steps(grid.column_codes, grid.resolution)))
-    row_steps = torch.from_numpy(np.ascontiguousarray(steps(grid.row_codes[:, 0], grid.resolution)))
+    column_steps, row_steps = (
+        torch.from_numpy(np.ascontiguousarray(steps(codes, grid.resolution))).to(fine.device)
+        for codes in (grid.column_codes, grid.row_codes[:, 0])
+    )
     return Int8Linear(fine, column_steps, row_steps, module.bias)

@@ -9,6 +9,7 @@ int8          linear layers on 8-bit integers, the rest dense: int8.py
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from trueaxis.runtime.held import HeldDecoder
+
 SMALL = 1 << 16  # entries of a tensor stored exactly below which decoding it again and again would not pay
 
 
 class Residence(Protocol):
     """A form of weights in memory."""
 
-    def open(self, path: Path, base: str | Path | None) -> Decoder:
+    def open(self, path: Path, base: str | Path | None, device: torch.device) -> Decoder:
         """The decoder of a directory."""
         ...
 
@@ -39,9 +42,9 @@ class Residence(Protocol):
 
 
 class Dense:
-    """Every weight decoded."""
+    """Every weight decoded by the CPU."""
 
-    def open(self, path: Path, base: str | Path | None) -> Decoder:
+    def open(self, path: Path, base: str | Path | None, device: torch.device) -> Decoder:
         """A decoder that reads what it is asked for."""
         return Decoder(path, base=base)
 
@@ -56,22 +59,21 @@ class Dense:
 class Compressed:
     """Matrices coded in memory."""
 
-    def open(self, path: Path, base: str | Path | None) -> Decoder:
-        """A decoder that holds what is coded."""
-        from trueaxis.runtime.held import HeldDecoder
-
-        return HeldDecoder(path, base=base)
+    def open(self, path: Path, base: str | Path | None, device: torch.device) -> Decoder:
+        """A decoder that holds what is coded, on the device where that can decode."""
+        return held_decoder(path, base, device)
 
     def state(self, decoder: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Deferred matrices; vectors, small exact tensors, and a head made of another tensor decoded."""
+        """Deferred matrices; vectors, small exact tensors, and a head made of another tensor decoded, or deferred too
+        where they go to another device than the loader's."""
         from trueaxis.runtime.deferred import deferred
 
         found: dict[str, torch.Tensor] = {}
         targets = {name: decoder.alias(name) or name for name in decoder.names()}
         for name in dict.fromkeys(targets.values()):
             shape = decoder.container.tensors[name].shape
-            if is_streamed(decoder, name):
-                found[name] = deferred(name, shape, dtype)
+            if decoder.device.type != "cpu" or is_streamed(decoder, name):
+                found[name] = deferred(name, shape, _loaded_as(decoder, name, dtype), decoder.device)
             else:
                 found[name] = decoder.tensor(name, dtype)
         return {name: found[target] for name, target in targets.items()}
@@ -80,9 +82,20 @@ class Compressed:
         """Connects blocks to the decoder; a weight that no block can wait for is decoded once and for all."""
         from trueaxis.runtime.streams import Streams, settle_deferred
 
-        settle_deferred(model, decoder, dtype)
+        settle_deferred(model, decoder, dtype, lambda name: is_streamed(decoder, name))
         model.requires_grad_(False)
         Streams(model, decoder, dtype).attach(model)
+
+
+class DenseThere(Compressed):
+    """Every weight decoded on a device, by as few launches as its memory allows."""
+
+    def settle(self, model: PreTrainedModel, decoder: Any, dtype: torch.dtype) -> None:
+        """Decodes everything; the coded weights are forgotten."""
+        from trueaxis.runtime.streams import settle_deferred
+
+        found = decoder.tensors(dtype)
+        settle_deferred(model, decoder, dtype, lambda name: False, found.__getitem__)
 
 
 class Int8(Compressed):
@@ -99,7 +112,7 @@ class Int8(Compressed):
 RESIDENCES: dict[str, type[Residence]] = {"dense": Dense, "compressed": Compressed, "int8": Int8}
 
 
-def residence_of(name: str) -> Residence:
+def residence_of(name: str, device: torch.device) -> Residence:
     """The form of this name.
 
     Raises:
@@ -107,7 +120,26 @@ def residence_of(name: str) -> Residence:
     """
     if name not in RESIDENCES:
         raise TrueaxisError(f"resident {name!r} is not one of: {', '.join(RESIDENCES)}")
+    if name == "dense" and device.type != "cpu":
+        return DenseThere()
     return RESIDENCES[name]()
+
+
+def held_decoder(path: Path, base: str | Path | None, device: torch.device) -> HeldDecoder:
+    """What decodes for a device: a GPU for itself where Triton is installed, else the CPU."""
+    if device.type == "cuda" and find_spec("triton") is not None:
+        from trueaxis.runtime.gpu.decoder import GpuDecoder
+
+        return GpuDecoder(path, base=base, device=device)
+    from trueaxis.runtime.held import HeldDecoder
+
+    return HeldDecoder(path, base=base, device=device)
+
+
+def _loaded_as(decoder: Decoder, name: str, dtype: torch.dtype) -> torch.dtype:
+    """Dtype that a tensor is decoded in: numbers that are no floats stay what they are."""
+    own = decoder.dtype(name)
+    return dtype if own.is_floating_point else own
 
 
 def is_streamed(decoder: Any, name: str) -> bool:

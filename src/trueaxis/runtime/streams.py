@@ -1,7 +1,7 @@
 """Streams: a model whose weights stay coded in memory and are decoded block by block while it runs.
 
     block i runs            its weights are views of one of two buffers
-    block i + 1 decodes     on another thread, into the other buffer
+    block i + 1 decodes     on another thread, on a GPU on another stream, into the other buffer
     anywhere else           a weight is a `Deferred`: shape and dtype, no memory
 
 Blocks are the members of the model's topmost lists of modules, and every embedding or linear layer outside of them that
@@ -12,7 +12,7 @@ bit; memory is that of the file, of what is small or stored exactly, and of two 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trueaxis.runtime.deferred import Decoded, Deferred, Source, Step, value
+from trueaxis.runtime.deferred import Decoded, Deferred, Source, Step, sources, value
 from trueaxis.runtime.held import HeldDecoder
 from trueaxis.types import TrueaxisError
 
@@ -62,8 +62,9 @@ class Slot:
     """One of the two buffers, and what is, or is being, decoded into it."""
 
     buffer: torch.Tensor
+    left: Any  # mark of the decoder: the block before has run
     block: Block | None = None
-    decoded: Future[dict[int, torch.Tensor]] | None = None
+    decoded: Future[tuple[dict[int, torch.Tensor], Any]] | None = None
 
 
 class Streams(nn.Module):
@@ -83,7 +84,8 @@ class Streams(nn.Module):
             block.follower = follower
         size = max((block.size_bytes for block in self._blocks), default=0)
         with torch.inference_mode(False):  # the other thread fills them outside of that mode
-            self._slots = [Slot(torch.empty(size, dtype=torch.uint8)) for _ in range(2)]
+            buffers = [torch.empty(size, dtype=torch.uint8, device=decoder.device) for _ in range(2)]
+        self._slots = [Slot(buffer, decoder.mark()) for buffer in buffers]
         self._worker = ThreadPoolExecutor(1, "trueaxis-decode")
         self._running: Block | None = None
         self._latest: Block | None = None
@@ -116,10 +118,11 @@ class Streams(nn.Module):
         slot = self._slot_of(block)
         assert slot.decoded is not None
         try:
-            weights = slot.decoded.result()
+            weights, ready = slot.decoded.result()
         except BaseException:
             slot.block = None
             raise
+        self._decoder.join(ready)
         for owner, attribute, weight in block.places:
             owner._parameters[attribute] = weights[id(weight.origin)]  # type: ignore[assignment]
         if self._latest is not None:
@@ -132,6 +135,7 @@ class Streams(nn.Module):
         """After a block ran, or failed."""
         if self._running is block:
             self._running = None
+            self._slot_of(block).left = self._decoder.mark()
             for owner, attribute, weight in block.places:
                 owner._parameters[attribute] = weight  # type: ignore[assignment]
 
@@ -142,20 +146,23 @@ class Streams(nn.Module):
                 return slot
         kept = (self._running, self._latest)
         slot = next((slot for slot in self._slots if slot.block is None or slot.block not in kept), self._slots[0])
-        slot.block, slot.decoded = block, self._worker.submit(self._decode, block, slot.buffer)
+        slot.block, slot.decoded = block, self._worker.submit(self._decode, block, slot.buffer, slot.left)
         return slot
 
-    def _decode(self, block: Block, buffer: torch.Tensor) -> dict[int, torch.Tensor]:
-        weights = {}
-        for weight, start in block.layout():
-            end = start + weight.numel() * weight.element_size()
-            view = buffer[start:end].view(weight.dtype).view(weight.shape)
-            if isinstance(weight.origin, Source):
-                self._decoder.fill(weight.origin.name, view)
-            else:
-                view.copy_(self._value(weight.origin))
-            weights[id(weight.origin)] = view
-        return weights
+    def _decode(self, block: Block, buffer: torch.Tensor, after: Any) -> tuple[dict[int, torch.Tensor], Any]:
+        """Weights of a block by their origin, and the mark of when they are there."""
+        weights, wanted = {}, []
+        with self._decoder.ahead(after):
+            for weight, start in block.layout():
+                end = start + weight.numel() * weight.element_size()
+                view = buffer[start:end].view(weight.dtype).view(weight.shape)
+                weights[id(weight.origin)] = view
+                if isinstance(weight.origin, Source):
+                    wanted.append((weight.origin.name, view))
+                else:
+                    view.copy_(self._value(weight.origin))
+            self._decoder.fill_all(wanted)
+            return weights, self._decoder.mark()
 
     def _value(self, origin: Source | Step) -> torch.Tensor:
         read: dict[str, torch.Tensor] = {}  # one that is split is decoded once
@@ -185,12 +192,12 @@ class Streams(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Streams:
         """What `to`, `half` and their like call on every module."""
-        probe = torch.empty(0, dtype=self._dtype)
+        probe = torch.empty(0, dtype=self._dtype, device=self._decoder.device)
         changed = fn(probe)
         if (changed.dtype, changed.device) != (probe.dtype, probe.device):
             raise TrueaxisError(
-                f"coded weights stay {self._dtype} on cpu, not {changed.dtype} on {changed.device}; "
-                "load with that dtype, or with resident='dense'"
+                f"coded weights stay {self._dtype} on {probe.device}, not {changed.dtype} on {changed.device}; "
+                "load with that dtype and device, or with resident='dense'"
             )
         return self
 
@@ -198,17 +205,30 @@ class Streams(nn.Module):
         raise TrueaxisError("a model with coded weights is not copied or pickled; load it again from its directory")
 
 
-def settle_deferred(model: nn.Module, decoder: HeldDecoder, dtype: torch.dtype) -> None:
-    """Names the coded weights of a model, and decodes those that no module waits for: outside of the topmost lists,
-    only embeddings and linear layers do."""
+def settle_deferred(
+    model: nn.Module,
+    decoder: HeldDecoder,
+    dtype: torch.dtype,
+    streamed: Callable[[str], bool],
+    read: Callable[[str], torch.Tensor] | None = None,
+) -> None:
+    """Names the coded weights of a model, and decodes the others: those that no module waits for (outside of the
+    topmost lists, only embeddings and linear layers do), and those made of tensors that do not stay coded.
+
+    Args:
+        model: Whose weights are `Deferred`.
+        decoder, dtype: As for `Streams`.
+        streamed: Whether a tensor of the file stays coded.
+        read: Gives tensors of the file, by default decoding them.
+    """
     members = tuple(f"{name}." for name in _members(model))
-    decoded = Decoded(lambda source: decoder.tensor(source, dtype))
+    decoded = Decoded(read or (lambda source: decoder.tensor(source, dtype)))
     for name, module in model.named_modules():
         waits = f"{name}.".startswith(members) or isinstance(module, nn.Embedding | nn.Linear)
         for attribute, weight in list(module._parameters.items()):
             if not isinstance(weight, Deferred):
                 continue
-            if waits:
+            if waits and all(map(streamed, sources(weight.origin))):
                 weight.coded = f"{name}.{attribute}"
                 continue
             module._parameters[attribute] = decoded(weight)

@@ -1,0 +1,1 @@
+"""Decoding on a GPU: the same bytes, the same bits of every value, by Triton."""
