@@ -136,7 +136,7 @@ def _turned_job(job: Job, planned: Planned, c: float) -> Job:
         turned_metric(job.aligned.metric, transforms),
         (*job.aligned.transforms, *transforms),
     )
-    told = Stored(job.coded.name, " · ".join(name for name, _ in found), round(paid), saved)
+    told = Stored(job.coded.name, " · ".join(name for name, _ in found), round(paid), float(saved))
     return replace(job, aligned=aligned, plan=plan, turned=told)
 
 
