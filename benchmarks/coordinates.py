@@ -11,7 +11,8 @@ share of shared streams. A model is a directory with calibration_tokens.npy; the
 whose residual stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays
 for the rotation, `recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
 `white` none in its statistics either: there a recipe should keep the own axes. The layers of a set are one block and
-share the axes of its stream, as a network would have to. KL at equal bytes: benchmarks/divergences.py.
+share the axes of its stream, as a network would have to; `structured` there turns the checkpoint's own axes. KL at
+equal bytes: benchmarks/divergences.py.
 """
 
 from __future__ import annotations
@@ -29,17 +30,20 @@ from limit import code, layers
 
 import trueaxis
 from trueaxis.align.basis import AXES, Term
+from trueaxis.align.described import Described
+from trueaxis.align.structured import found_for, paid_bits, turned_metric
 from trueaxis.metric.metric import distance
 from trueaxis.metric.statistics import load_statistics
 from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.plan import Planner, factorize
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.transforms import undone
 from trueaxis.types import Array, Metric, Weight
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 BITS = [1.0, 1.5, 2.0, 3.0, 4.0]
-RECIPES = ["rotation", "pca", "gauge", "learned", "lowrank"]
+RECIPES = ["rotation", "pca", "gauge", "structured", "learned", "lowrank"]
 WRITERS = ("attention_output", "ffn_down")
 LAYER_AXES = {"rotation": "hadamard", "pca": "pca-metric", "gauge": "joint"}
 Curves = dict[str, list[tuple[float, float]]]  # tensor ─▶ (log₂ D, bits) by rate
@@ -133,25 +137,32 @@ def plant(folder: Path, spread_octaves: float, turned: bool) -> Path:
 def layer_set(file: Path, rates: Sequence[float]) -> None:
     """The layers of one block in axes of the stream that all share, coded alone with 8 states: records and tables."""
     wide, chosen = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5}), find_recipe("fast")
-    known = [(one.name, one.weight, one.metric) for one in layers(file)]
-    members = [(name, weight, replace(metric, sensitivity=weight.size / distance(weight, metric)))
-               for name, weight, metric in known]  # fmt: skip
+    members = [
+        (one.name, one.weight, replace(one.metric, sensitivity=one.weight.size / distance(one.weight, one.metric)))
+        for one in layers(file)
+    ]
     planner = Planner(chosen.quantize)
     plans = [planner.plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
              for name, weight, metric in members]  # fmt: skip
     water = first_c(plans, 2.0 * sum(weight.size for _, weight, _ in members)) ** 2
+    stored = {name: found_for(Described.planned(plan, first_c([plan], 2.0 * plan.weight.size)))
+              for (name, _, _), plan in zip(members, plans, strict=True)}  # fmt: skip
+    for name, found_factors in stored.items():
+        told = ", ".join(kind for kind, _ in found_factors) or "nothing"
+        print(f"  structured {name}: {told}, {paid_bits([one for _, one in found_factors]):,.0f} bits")
     terms = [stream_term(name, weight.astype(np.float64), metric) for name, weight, metric in members]
     found: dict[str, Curves] = {}
-    for recipe, axes in {"identity": "identity", **LAYER_AXES}.items():
+    for recipe, axes in {"identity": "identity", **LAYER_AXES, "structured": "identity"}.items():
         turn = AXES[axes](terms, water, 0, 1)
         for name, weight, metric in members:
-            moment = metric.second_moment
+            moment, own = metric.second_moment, [one for _, one in stored[name]] if recipe == "structured" else []
             assert moment is not None
-            turned = turn @ weight if name in WRITERS else weight @ turn.T
-            turned, seen = turned.astype(np.float32), Metric(moment if name in WRITERS else turn @ moment @ turn.T)
+            rotated = (turn @ weight, moment) if name in WRITERS else (weight @ turn.T, turn @ moment @ turn.T)
+            matrix, cost = undone(rotated[0], own).astype(np.float32), turned_metric(Metric(rotated[1]), own)
             for bits in wide:
-                paid, decoded = code(turned, seen, chosen, bits)
-                lost = distance(decoded - turned, seen) / distance(turned, seen)
+                paid, decoded = code(matrix, cost, chosen, bits - paid_bits(own) / weight.size)
+                lost = distance(decoded - matrix, cost) / distance(matrix, cost)
+                paid += paid_bits(own) / weight.size
                 found.setdefault(recipe, {}).setdefault(name, []).append((float(np.log2(lost)), paid))
         print(f"  {recipe}", flush=True)
     own = found.pop("identity")

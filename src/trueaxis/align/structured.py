@@ -34,6 +34,7 @@ from trueaxis.types import Aligned, Array, Metric, Stored, Transform, Weight
 MARGIN = 0.25  # of the bits of a transform
 LEAST_BITS = 128.0
 MOST = 4  # factors of one matrix
+WORTH_MORE = 0.5  # of what the best so far saves: kinds that save less are not tried further
 FRAME_BYTES = 8  # of a record
 SMALLEST = 2  # columns that can turn
 JUDGE = EFFORTS["scalar"].trellis
@@ -77,12 +78,17 @@ def found_for(described: Described, candidates: dict[str, Candidate] = CANDIDATE
     most = 0.0
     for name in candidates:
         found, then = _extended([], described, name, candidates[name])
-        if found and name != "planes" and "planes" in candidates:
+        saved = _net_bits(described, then, found)
+        if name != "planes" and "planes" in candidates and saved > WORTH_MORE * most:
             found, then = _extended(found, then, "planes", candidates["planes"])
-        saved = described.bits - then.bits - paid_bits([transform for _, transform in found])
+            saved = _net_bits(described, then, found)
         if saved > most:
             best, most = found, saved
     return best
+
+
+def _net_bits(described: Described, then: Described, found: Sequence[tuple[str, Transform]]) -> float:
+    return described.bits - then.bits - paid_bits([transform for _, transform in found])
 
 
 def _extended(
@@ -130,7 +136,7 @@ def _turned_job(job: Job, planned: Planned, c: float) -> Job:
         turned_metric(job.aligned.metric, transforms),
         (*job.aligned.transforms, *transforms),
     )
-    told = Stored(job.coded.name, " · ".join(name for name, _ in found), round(paid), saved)
+    told = Stored(job.coded.name, " · ".join(name for name, _ in found), round(paid), float(saved))
     return replace(job, aligned=aligned, plan=plan, turned=told)
 
 
