@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 TRANSFORMERS ?= 5.0.0
-PEERS ?= hqq bitsandbytes torchao gptqmodel llama_cpp zipnn
+PEERS ?= hqq bitsandbytes torchao gptqmodel llama_cpp nncodec zipnn
 PACKAGES_llama_cpp := llama-cpp-python gguf
+PACKAGES_nncodec := h5py opencv-python-headless pandas pillow scikit-learn
+APART_nncodec := nncodec==2.1.3 torchvision==0.28.0
 
 .PHONY: demo test test-transformers lint format fuzz bench bench-peers clean
 
@@ -46,12 +48,14 @@ fuzz:
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/bench.py $(BENCH)
 
-# Other people's quantizers for `trueaxis compare`, each in an environment of its own, since their pins differ.
+# Other people's quantizers for `trueaxis compare`, each in an environment of its own, since their pins differ. What is
+# APART comes without what it depends on, whose pins would bring other versions than ours.
 bench-peers: $(PEERS:%=build/peers/%)
 
 build/peers/%:
 	$(PYTHON) -m venv $@
-	$@/bin/pip install --quiet -c constraints.txt $(or $(PACKAGES_$*),$*) torch transformers safetensors numpy || \
+	$@/bin/pip install --quiet -c constraints.txt $(or $(PACKAGES_$*),$*) torch transformers safetensors numpy && \
+		$(if $(APART_$*),$@/bin/pip install --quiet --no-deps -c constraints.txt $(APART_$*),true) || \
 		{ rm -rf $@; exit 1; }
 
 clean:

@@ -5,10 +5,11 @@
 
     model × (recipe | peer) ─▶ a process that calls trueaxis.compare ─▶ build/bench/MODEL/NAME.json ─▶ tables
 
-What is in build/bench already, of the same sources and settings, is not measured again, so that a run that was cut
-short goes on where it ended. Every recipe has a process of its own, so that its peak memory is its own too; all
-processes of a model share one file of statistics. A model without calibration_tokens.npy and evaluation_tokens.npy is
-taken for the demo model, which reads the standard library.
+build/bench/MODEL/comparison.json has all of a model's, for `trueaxis report`. What is in build/bench already, of the
+same sources and settings, is not measured again, so that a run that was cut short goes on where it ended. Every recipe
+has a process of its own, so that its peak memory is its own too; all processes of a model share one file of statistics.
+A model without calibration_tokens.npy and evaluation_tokens.npy is taken for the demo model, which reads the standard
+library.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ import numpy as np
 import trueaxis
 from trueaxis.comparison.peer import PEERS
 from trueaxis.comparison.run import ComparisonReport, ComparisonRow
+from trueaxis.curve import LEAST
 from trueaxis.demo.corpus import Split, modules
 from trueaxis.metric.calibrate import tokenize
 from trueaxis.metric.source import obtain_statistics
@@ -46,7 +48,7 @@ RESULTS = Path(__file__).with_name("RESULTS.md")
 README, BEGIN, END = ROOT / "README.md", "<!-- bench: begin -->", "<!-- bench: end -->"
 SHOWN_MODEL, SHOWN_RECIPES, SHOWN_BITS = (
     "pycode-6m",
-    ("in-turn", "default", "identity", "watersic", "gptq", "rtn"),
+    ("default", "at-once", "identity", "watersic", "gptq", "rtn"),
     (2.0, 3.0, 4.0),
 )
 RECIPES = tuple(dict.fromkeys(["default", *(name for name in NAMED if name != "gauge")]))
@@ -63,6 +65,8 @@ def main() -> None:
     found = {
         model.parent.name if model == DEMO else model.name: list(units(model, options)) for model in options.models
     }
+    for model, reports in found.items():
+        (MADE / model / "comparison.json").write_text(json.dumps(asdict(joined(reports))))
     RESULTS.write_text(page(found), encoding="utf-8")
     fill_readme(found)
 
@@ -90,6 +94,13 @@ def units(model: Path, options: argparse.Namespace) -> Iterator[ComparisonReport
     for kind, name in parts:
         wanted = {**shared, "bits": options.bits, "recipes": [], "peers": [], f"{kind}s": [name]}
         yield restored(ComparisonReport, unit(folder / f"{kind}-{name}.json", wanted))
+
+
+def joined(reports: list[ComparisonReport]) -> ComparisonReport:
+    """All of a model's as one, as `trueaxis report --comparison` takes it."""
+    rows = tuple(row for report in reports for row in report.rows)
+    absent = {name: reason for report in reports for name, reason in report.absent.items()}
+    return replace(reports[0], rows=rows, absent=absent)
 
 
 def unit(file: Path, wanted: dict[str, Any]) -> Any:
@@ -174,8 +185,9 @@ def cell(row: ComparisonRow) -> str:
 
 
 def versus(rows: list[ComparisonRow]) -> list[str]:
-    """Peers beside the default recipe at their very size, and whether it is the nearer one to the original."""
-    twins = {row.setting: row for row in rows if row.name == "default"}
+    """Peers beside the default recipe at their very size (lossless ones beside a lossless file), and who is nearer to
+    the original."""
+    twins = {row.setting: row for row in rows if row.name not in PEERS}
     pairs = [(row, twins.get(f"as {row.name} {row.setting}")) for row in rows if row.name in PEERS]
     if not pairs:
         return []
@@ -183,14 +195,22 @@ def versus(rows: list[ComparisonRow]) -> list[str]:
         "",
         "At the bytes of every peer:",
         "",
-        "| peer | bytes | its KL | KL of `default` | lower |",
-        "|---|---|---|---|---|",
+        "| peer | bytes | its KL | ours | its bytes | its KL | lower KL |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row, twin in pairs:
-        lower = "–" if twin is None else "`default`" if twin.kl_nats < row.kl_nats else row.name
-        own = "no file of that size" if twin is None else cell(twin)
-        lines.append(f"| {row.name} {row.setting} | {row.file_bytes:,} | {cell(row)} | {own} | {lower} |")
+        own = "no file of that size | – | –" if twin is None else f"`{twin.name}` | {twin.file_bytes:,} | {cell(twin)}"
+        lines.append(f"| {row.name} {row.setting} | {row.file_bytes:,} | {cell(row)} | {own} | {lower(row, twin)} |")
     return lines
+
+
+def lower(row: ComparisonRow, twin: ComparisonRow | None) -> str:
+    """Whose KL is lower, or, where neither has any that arithmetic in float32 can tell from none, whose file is."""
+    if twin is None:
+        return "–"
+    if max(row.kl_nats, twin.kl_nats) < LEAST:
+        return f"none lost; `{twin.name}` is smaller" if twin.file_bytes < row.file_bytes else "none lost"
+    return f"`{twin.name}`" if twin.kl_nats < row.kl_nats else row.name
 
 
 def left_out(reports: list[ComparisonReport], rows: list[ComparisonRow]) -> list[str]:

@@ -133,8 +133,9 @@ def plant(folder: Path, spread_octaves: float, turned: bool) -> Path:
 def layer_set(file: Path, rates: Sequence[float]) -> None:
     """The layers of one block in axes of the stream that all share, coded alone with 8 states: records and tables."""
     wide, chosen = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5}), find_recipe("fast")
+    known = [(one.name, one.weight, one.metric) for one in layers(file)]
     members = [(name, weight, replace(metric, sensitivity=weight.size / distance(weight, metric)))
-               for name, weight, metric in layers(file)]  # fmt: skip
+               for name, weight, metric in known]  # fmt: skip
     planner = Planner(chosen.quantize)
     plans = [planner.plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
              for name, weight, metric in members]  # fmt: skip
@@ -146,9 +147,11 @@ def layer_set(file: Path, rates: Sequence[float]) -> None:
         for name, weight, metric in members:
             moment = metric.second_moment
             assert moment is not None
-            turned = (turn @ weight, moment) if name in WRITERS else (weight @ turn.T, turn @ moment @ turn.T)
+            turned = turn @ weight if name in WRITERS else weight @ turn.T
+            turned, seen = turned.astype(np.float32), Metric(moment if name in WRITERS else turn @ moment @ turn.T)
             for bits in wide:
-                paid, lost, _ = code(turned[0].astype(np.float32), Metric(turned[1]), chosen, bits)
+                paid, decoded = code(turned, seen, chosen, bits)
+                lost = distance(decoded - turned, seen) / distance(turned, seen)
                 found.setdefault(recipe, {}).setdefault(name, []).append((float(np.log2(lost)), paid))
         print(f"  {recipe}", flush=True)
     own = found.pop("identity")

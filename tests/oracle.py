@@ -13,6 +13,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ import numpy as np
 from twins import SideTwin, Twin, next_state
 
 Array = np.ndarray
+Change = Callable[[list[float]], list[float]]
 CLASSES = 48
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 WIDTH |= {"U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
@@ -253,6 +255,70 @@ def product(left: Array, right: Array | None = None) -> Array:
     return total.astype(np.float32)
 
 
+def orthogonal(values: Array, payload: bytes) -> Array:
+    """A factor of a rotation, one row of one axis after the other."""
+    cursor, found = Bytes(payload), values.astype(np.float64)
+    kind, side = cursor.take(2)
+    found = found if side == 1 else found.T.copy()
+    s, t = cursor.varint(), cursor.varint()
+    change = {3: plane_change, 4: mirror_change, 5: hadamard_change}[kind](cursor, s)
+    for row in found:
+        for start in range(0, found.shape[1], s * t):
+            for inner in range(t):
+                places = slice(start + inner, start + s * t + inner, t)
+                row[places] = change(row[places].tolist())
+    return (found if side == 1 else found.T).astype(np.float32)
+
+
+def plane_change(cursor: Bytes, s: int) -> Change:
+    bits, count = cursor.take(1)[0], cursor.varint()
+    numbers = integers(cursor.rest(), [0] * count + [1] * count + [2] * count)
+    planes, i, j = [], 0, 0
+    for d, e, q in zip(numbers[:count], numbers[count : 2 * count], numbers[2 * count :], strict=True):
+        i, j = i + d, e + 1 + (j if d == 0 else i + d)
+        tangent = q / 2**bits
+        scale = 1 + tangent * tangent
+        planes.append((i, j, (1 - tangent * tangent) / scale, 2 * tangent / scale))
+
+    def change(x: list[float]) -> list[float]:
+        for i, j, c, sine in planes:
+            x[i], x[j] = c * x[i] - sine * x[j], sine * x[i] + c * x[j]
+        return x
+
+    return change
+
+
+def mirror_change(cursor: Bytes, s: int) -> Change:
+    count = cursor.varint()
+    numbers = integers(cursor.rest(), [0] * count * s)
+
+    def change(x: list[float]) -> list[float]:
+        for k in range(count):
+            v = numbers[k * s : (k + 1) * s]
+            total = 0.0
+            for entry, value in zip(v, x, strict=True):
+                total = total + entry * value if entry else total
+            share = 2 * total / sum(entry * entry for entry in v)
+            x = [value - entry * share if entry else value for entry, value in zip(v, x, strict=True)]
+        return x
+
+    return change
+
+
+def hadamard_change(cursor: Bytes, s: int) -> Change:
+    signs = int.from_bytes(cursor.rest(), "little")
+
+    def change(x: list[float]) -> list[float]:
+        h = 1
+        while h < s:
+            x = [x[b ^ h] - x[b] if b & h else x[b] + x[b ^ h] for b in range(s)]
+            h *= 2
+        scaled = [value * (1 / math.sqrt(s)) for value in x]
+        return [-value if signs >> b & 1 else value for b, value in enumerate(scaled)]
+
+    return change
+
+
 def transformed(values: Array, payloads: list[bytes]) -> Array:
     """Coded values in the place of the tensor."""
     for payload in reversed(payloads):
@@ -260,6 +326,8 @@ def transformed(values: Array, payloads: list[bytes]) -> Array:
             values = values.T
         elif payload[0] == 2:
             values = values + np.eye(len(values), dtype=np.float32) * np.frombuffer(payload, "<f4", offset=1)
+        elif payload[0] in (3, 4, 5):
+            values = orthogonal(values, payload)
         else:
             assert payload[0] == 1
             values = reflected(values) if payload[1] & 1 else values

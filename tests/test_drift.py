@@ -11,8 +11,10 @@ import trueaxis
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import silent
+from trueaxis.quantize.budget import OCTAVE_BITS
 from trueaxis.recipe import NAMED, Recipe
 from trueaxis.stages import Feedback, InTurn, NoDrift
+from trueaxis.turns import Allowance
 
 TURNS = Recipe(drift=InTurn(tokens=4096), quantize=Feedback(effort="scalar"))
 
@@ -39,8 +41,33 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
     assert found["InTurn"] < 0.98 * found["NoDrift"]
 
 
+def test_without_the_text_the_report_says_so(tiny_llama: Path, tokens: Path, tmp_path: Path) -> None:
+    trueaxis.compress(tiny_llama, tmp_path / "first", bits=4, calibration=[tokens], statistics=tmp_path / "s")
+    report = trueaxis.compress(tiny_llama, tmp_path / "other", bits=4, statistics=tmp_path / "s", recipe=TURNS)
+    assert any("calibration text behind the statistics is not at hand" in note for note in report.notes)
+    plain = replace(TURNS, drift=NoDrift())
+    quiet = trueaxis.compress(tiny_llama, tmp_path / "plain", bits=4, statistics=tmp_path / "s", recipe=plain)
+    assert quiet.notes == ()
+
+
 def test_factors_stay_as_they_were_found(tiny_llama: Path, tokens: Path) -> None:
     target = Checkpoint.open(tiny_llama).parameters * 4 // 8
     prepared = _prepared(tiny_llama, tokens, target, replace(NAMED["lowrank"], quantize=Feedback(effort="scalar")))
-    turned = replace(prepared, recipe=replace(prepared.recipe, drift=InTurn()))
-    assert turned.fit(target).tensor_bytes == prepared.fit(target).tensor_bytes
+    plain = replace(prepared, recipe=replace(prepared.recipe, drift=NoDrift()))
+    assert plain.fit(target).tensor_bytes == prepared.fit(target).tensor_bytes
+
+
+def test_what_matrices_take_is_known_ahead() -> None:
+    """Blocks that all take more than expected: the first tells, and the steps of the others make up for it."""
+    weights = {f"block.{index}.down": 1000 for index in range(4)}
+    allowance = Allowance(1.0, 0.0, dict.fromkeys(weights, 2000.0), weights, more=0.0)
+    steps, spent = [], 0.0
+    for name in weights:
+        steps.append(allowance.c)
+        bits = 2000.0 + 40 - 1000 * OCTAVE_BITS * np.log2(allowance.c)
+        allowance.spend(name, allowance.c, bits)
+        spent += bits
+    assert steps[0] == 1.0
+    assert steps[1] > 1.02 and np.allclose(steps[1:], steps[1])
+    assert np.isclose(spent, 8000)
+    assert np.allclose(list(allowance.bits.values()), 2040)

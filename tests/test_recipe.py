@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trueaxis.recipe import NAMED, Recipe, recipe
-from trueaxis.stages import CHOICES, RANGES, STAGES, Feedback, Gauge, Gptq, Rans
+from trueaxis.stages import CHOICES, RANGES, STAGES, Feedback, Gauge, Gptq, InTurn, Rans
 from trueaxis.types import TrueaxisError
 
 
@@ -52,7 +52,7 @@ def test_every_number_has_a_range_and_is_written_out() -> None:
 
 def test_stages_left_out_keep_their_defaults() -> None:
     found = Recipe.from_json({"version": 0, "stages": {"quantize": {"type": "gptq"}}})
-    assert found == replace(recipe("gptq"), align=Gauge()) == Recipe(quantize=Gptq())
+    assert found == replace(recipe("gptq"), align=Gauge(), drift=InTurn()) == Recipe(quantize=Gptq())
     assert Recipe.from_json({"version": 0}) == Recipe() == recipe("default")
 
 
@@ -135,6 +135,6 @@ def test_files_that_are_no_recipe_are_named(tmp_path: Path, text: str) -> None:
 def test_unknown_names_list_the_known() -> None:
     with pytest.raises(
         TrueaxisError,
-        match="'awq' is neither a file nor one of: best, default, fast, gauge, gptq, gptq-uniform, identity",
+        match="'awq' is neither a file nor one of: at-once, best, default, fast, gauge, gptq, gptq-uniform, identity",
     ):
         recipe("awq")

@@ -89,7 +89,8 @@ def test_the_same_bytes_with_no_memory(
     digests = set()
     for memory in (None, 0):
         out = tmp_path / str(memory)
-        trueaxis.compress(tied_llama, out, bits=4, calibration=[tokens], recipe=recipe, memory=memory)
+        report = trueaxis.compress(tied_llama, out, bits=4, calibration=[tokens], recipe=recipe, memory=memory)
+        assert any("least to ask for is 500,000,000 bytes" in note for note in report.notes) == (memory == 0)
         digests.add(hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest())
     assert made[0].spilled_bytes == 0
     assert made[1].spilled_bytes > 10 * tied_llama.joinpath("model.safetensors").stat().st_size

@@ -15,10 +15,10 @@ from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import silent
 from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
-from trueaxis.stages import Feedback, Gains
+from trueaxis.stages import Feedback, Gains, NoDrift
 from trueaxis.types import CalibrationError
 
-TUNED = Recipe(tune=Gains(tokens=32_768), quantize=Feedback(effort="scalar"))
+TUNED = Recipe(drift=NoDrift(), tune=Gains(tokens=32_768), quantize=Feedback(effort="scalar"))
 
 
 def _prepared(
@@ -57,7 +57,8 @@ def test_only_steps_change_and_the_model_comes_closer(tiny_llama: Path, tokens: 
 
 def test_needs_the_text_of_the_statistics(tiny_llama: Path, tokens: Path, tmp_path: Path) -> None:
     target = Checkpoint.open(tiny_llama).parameters * 3 // 8
-    prepared = _prepared(tiny_llama, tokens, target)
+    _prepared(tiny_llama, tokens, target, statistics=tmp_path / "s")
+    prepared = _prepared(tiny_llama, tokens, target, statistics=tmp_path / "s")
     np.save(tmp_path / "other.npy", load_tokens(tokens)[::-1])
     for files in ([tmp_path / "other.npy"], []):
         with pytest.raises(CalibrationError, match=r"give the text that the statistics were made from"):

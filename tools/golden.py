@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,90 +23,23 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
-from trueaxis import _core
-from trueaxis.container import CONFIG, Entry, pack_shards
-from trueaxis.entropy.model import CLASSES, CODES_PER_OCTAVE, MAGNITUDES, ZERO_CLASS, Tables, pack_tables, tables_for
-from trueaxis.entropy.stream import pack_residual, pack_shared, segment
-from trueaxis.header import config_hash
+from golden_parts import COLUMNS_OF_ALL, ROWS_OF_ALL, matrix, tables_of, write, write_matrices
+from trueaxis.container import Entry
+from trueaxis.entropy.model import MAGNITUDES, pack_tables
+from trueaxis.entropy.stream import pack_residual, pack_shared
 from trueaxis.lossless.tensor import pack_tensor
 from trueaxis.record import VERSION, Record, RecordType
 from trueaxis.runtime.base_model import fingerprint
 from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.matrices import matrix_records
+from trueaxis.runtime.orthogonal import Axis, Hadamard, Mirrors, Planes, sparse
 from trueaxis.runtime.planes import pack_planes
 from trueaxis.runtime.terms import ColumnSplines, Product, Rows, RowSplines, Shared, pack_term
 from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
-from trueaxis.types import Array, Contexts, Grid, Quantized
+from trueaxis.types import Array
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / f"v{VERSION}"
-FAMILY_CONFIG = {"model_type": "none", "quantization_config": {"quant_method": "trueaxis", "version": VERSION}}
-ROWS_OF_ALL, COLUMNS_OF_ALL = 20, 13
-
-
-def matrix(
-    seed: int,
-    trellis: int = 5,
-    *,
-    rows: int = ROWS_OF_ALL,
-    columns: int = COLUMNS_OF_ALL,
-    octaves: tuple[int, int] = (-2, 4),
-    shift: int = 0,
-    group: int | None = None,
-    resolution: int = 8,
-    row_scales: bool = False,
-    centroids: bool = True,
-) -> Quantized:
-    """Laplacian indices whose columns, and rows if wanted, differ in scale."""
-    rng = np.random.default_rng(seed)
-    scale = rng.integers(*octaves, columns)
-    rise = rng.integers(-1, 2, rows) * row_scales
-    indices = np.rint(rng.laplace(size=(columns, rows)) * 2.0 ** (scale[:, None] + rise)).astype(np.int32)
-    group = group or columns
-    spread = resolution if group < columns else 0
-    row_codes = rng.integers(-spread, spread + 1, (rows, -(-columns // group)))
-    grid = Grid(rng.integers(-6 * resolution, -3 * resolution, columns).astype(np.int32), row_codes.astype(np.int32),
-                resolution, group)  # fmt: skip
-    codes = CODES_PER_OCTAVE << shift
-    contexts = Contexts(
-        (rise * codes).astype(np.int32), (scale * codes + (ZERO_CLASS << shift)).astype(np.int32), shift
-    )
-    return Quantized(indices, grid, contexts, trellis, centroids)
-
-
-def tables_of(matrices: Sequence[Quantized], largest: int = 15) -> Tables:
-    """Tables of one alphabet for these matrices, with offsets of both signs."""
-    counts = _core.count_symbols(CLASSES, MAGNITUDES[-1], [segment(one) for one in matrices])
-    offsets = np.random.default_rng(0).integers(-20, 21, (2, CLASSES, 2)).astype(np.int8)
-    return tables_for(counts, offsets, largest)
-
-
-def write(
-    path: Path, model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int = 10**9, **facts_more: str
-) -> None:
-    """A directory of these tensors."""
-    facts = {
-        "parameters": sum(int(np.prod(entry.shape)) for entry in entries), "config": config_hash(FAMILY_CONFIG),
-        "config_bytes": 2, "copied": [], "gauge": [], "recipe": {}, "sketch": [1, 70000],
-        "calibration": {"source": "none", "tokens": 0}, **facts_more,
-    }  # fmt: skip
-    path.mkdir(parents=True)
-    for name, data in pack_shards(facts, model_records, entries, shard_bytes).items():
-        (path / name).write_bytes(data)
-    (path / CONFIG).write_text(json.dumps(FAMILY_CONFIG) + "\n")
-
-
-def write_matrices(
-    path: Path, matrices: Sequence[Quantized], largest: int = 15, lanes: int = 4, shard_bytes: int = 10**9
-) -> None:
-    """Every matrix a tensor with streams of its own, of the four dtypes in turn."""
-    tables = tables_of(matrices, largest)
-    entries = [
-        Entry(f"matrix.{number}", one.indices.shape[::-1], ("BF16", "F32", "F16", "F64")[number % 4],
-              matrix_records(pack_residual(one, tables, lanes, 100), None, False))
-        for number, one in enumerate(matrices)
-    ]  # fmt: skip
-    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries, shard_bytes)
 
 
 def trellises(path: Path) -> None:
@@ -340,6 +273,34 @@ def sums(path: Path) -> None:
     write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
 
 
+def orthogonals(path: Path) -> None:
+    """Planes, mirrors and Hadamards of both sides, on whole axes and on parts; two of one matrix, one transposed."""
+    rng = np.random.default_rng(180)
+    pairs = [(i, j) for i in range(6) for j in range(i + 1, 6)]
+    some = [tuple(sorted(rng.choice(24, 2, replace=False).tolist())) for _ in range(30)]
+    turns = [
+        [sparse(Axis(COLUMNS, 24), 9, [(i, j, int(rng.integers(-512, 513))) for i, j in some])],
+        [
+            Planes(Axis(COLUMNS, 6, 4), 20, *np.array(pairs).T, rng.integers(-(1 << 20), (1 << 20) + 1, 15)),
+            sparse(Axis(COLUMNS, 4), 1, [(0, 1, -2), (0, 1, 2), (2, 3, 1)]),
+        ],
+        [
+            Mirrors(Axis(ROWS, 20), rng.integers(-9, 10, (3, 20))),
+            Mirrors(Axis(COLUMNS, 3, 2), np.array([[0, -7, 32768]])),
+        ],
+        [Hadamard(Axis(COLUMNS, 8), rng.integers(0, 2, 8).astype(bool)), Reflection(ROWS)],
+        [Hadamard(Axis(ROWS, 2, 5), np.array([True, False])), Hadamard(Axis(COLUMNS, 2), np.array([False, True]))],
+    ]  # fmt: skip
+    members = [matrix(180 + number, columns=24) for number in range(len(turns))]
+    tables = tables_of(members)
+    entries = [
+        Entry(f"turned.{number}", (24, 20) if number == 1 else (20, 24), "BF16" if number % 2 else "F32",
+              matrix_records(pack_residual(one, tables, 4, 100), None, number == 1, turns[number]))
+        for number, one in enumerate(members)
+    ]  # fmt: skip
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
+
+
 def llama(path: Path) -> None:
     """A model from `trueaxis.compress` itself."""
     with tempfile.TemporaryDirectory() as folder:
@@ -365,6 +326,7 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "beside": beside,
     "member": member,
     "sums": sums,
+    "orthogonals": orthogonals,
     "llama": llama,
 }
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from trueaxis.inspection import inspect
     from trueaxis.lossless.journey import compress_lossless
     from trueaxis.report.page import report
-    from trueaxis.runtime.load import load, unpack, verify
+    from trueaxis.runtime.load import load, load_tensor, unpack, verify
     from trueaxis.sweep import sweep
 
 __version__ = version("trueaxis")
@@ -65,6 +65,7 @@ __all__ = [
     "export",
     "inspect",
     "load",
+    "load_tensor",
     "model_card",
     "push_to_hub",
     "report",
@@ -87,6 +88,7 @@ _HOMES = {
     "ExportReport": "trueaxis.export.journey",
     "inspect": "trueaxis.inspection",
     "load": "trueaxis.runtime.load",
+    "load_tensor": "trueaxis.runtime.load",
     "model_card": "trueaxis.hub",
     "push_to_hub": "trueaxis.hub",
     "report": "trueaxis.report.page",

@@ -21,6 +21,9 @@ trueaxis compresses Hugging Face checkpoints to a size you choose.
 Bits are real: every byte of the weight files, their index and the growth of config.json,
 times 8, over all parameters of the original.
 """
+SHARED_AXES = """\
+Axes are judged once, at the mean of the rates: 'compress' at one of them
+gives a slightly other file, judged at that rate alone."""
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -135,7 +138,8 @@ def _add_family(commands: Any) -> None:
 def _add_memory(command: Any) -> None:
     command.add_argument(
         "--memory", type=parse_size, metavar="SIZE",
-        help="memory to keep to: 8GB (default: all); what does not fit lies in files beside OUT meanwhile",
+        help="memory to keep to: 8GB (default: all; the least that can be kept to: 0.5GB);\nwhat does not fit lies in "
+        "files beside OUT meanwhile",
     )  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def _add_base(command: Any, text: str) -> None:
 
 def _add_sweep(commands: Any) -> None:
     text = "compress at several rates and evaluate each: a table, and a plot"
-    command = commands.add_parser("sweep", help=text, description=text)
+    command = commands.add_parser("sweep", help=text, description=f"{text}.\n{SHARED_AXES}")
     _add_model(command)
     command.add_argument(
         "--bits", type=_rates, required=True, metavar="B,B,…", help="rates in bits per parameter: 1,1.5,2,3,4"
@@ -164,7 +168,7 @@ def _add_compare(commands: Any) -> None:
     command = commands.add_parser(
         "compare", help=text,
         description=f"Compare {text}: real bytes, one evaluation.\nAfter every peer comes the default recipe at that "
-        "peer's very size.",
+        f"peer's very size. {SHARED_AXES}",
     )  # fmt: skip
     _add_model(command)
     command.add_argument("--bits", type=_rates, required=True, metavar="B,B,…", help="rates of the recipes: 3,4,5")

@@ -44,6 +44,7 @@ class Assembled:
         file_bytes: The rate's bytes: *.safetensors, their index, growth of config.json.
         header_bytes: The part of them that belongs to no tensor.
         matrices, tables: What they were made of, as long as something can still change it.
+        notes: What the report should say of how they were made.
     """
 
     files: Mapping[str, bytes]
@@ -52,6 +53,7 @@ class Assembled:
     header_bytes: int
     matrices: Sequence[tuple[Weight, Quantized]] = ()
     tables: Tables | None = None
+    notes: tuple[str, ...] = ()
 
 
 def exact_entry(weight: Weight, tensor: torch.Tensor) -> Entry:

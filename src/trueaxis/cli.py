@@ -127,6 +127,7 @@ def _compress_family(options: argparse.Namespace) -> Result:
         f"{name}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter, {report.seconds:.1f} s"
         for name, report in found.members.items()
     ]
+    lines += [f"note: {name}: {note}" for name, report in found.members.items() for note in report.notes]
     return asdict(found), "\n".join(lines)
 
 

@@ -26,6 +26,8 @@ from trueaxis.scratch import scratch_beside
 from trueaxis.staging import check_free
 from trueaxis.types import CompressionReport, TrueaxisError
 
+LEAST_MEMORY = 500_000_000  # bytes: libraries, and a little to work with
+
 
 def compress(
     model: str | Path,
@@ -104,7 +106,19 @@ def compress(
             files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
         else:
             files, found = prepared.fit(target), None
-        return prepared.save(files, Path(out), overwrite, begun, target, found, journal.inputs or inputs)
+        return prepared.save(
+            files, Path(out), overwrite, begun, target, found, journal.inputs or inputs, _too_little(memory)
+        )
+
+
+def _too_little(memory: int | None) -> list[str]:
+    """A note where no run can keep to so little memory."""
+    if memory is None or memory >= LEAST_MEMORY:
+        return []
+    return [
+        f"memory of {memory:,} bytes was asked for, and more was taken: the libraries alone take about 0.4 GB, so that "
+        f"the least to ask for is {LEAST_MEMORY:,} bytes"
+    ]
 
 
 def _target_bytes(

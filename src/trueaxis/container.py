@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +39,7 @@ from trueaxis.record import (
     parse_record,
     parse_records,
 )
+from trueaxis.remote import place
 from trueaxis.types import FormatError
 
 CONFIG = "config.json"
@@ -46,6 +47,7 @@ INDEX = "model.safetensors.index.json"
 CONFIG_LIMIT = 1 << 24  # bytes of config.json
 MODEL_RECORD_LIMIT = 1 << 26  # bytes of the model record
 READ_BYTES = 1 << 22
+GLANCE = LARGEST_FRAME + 64  # bytes of a record that tell its type and the numbers it begins with
 SHARD_BYTES = 5 * 10**9  # a file holds no more records than this, or one tensor
 
 
@@ -201,7 +203,7 @@ class Shard:
 
 def _read(file: Path, position: int, length: int) -> bytes:
     try:
-        with open(file, "rb") as stream:
+        with file.open("rb") as stream:
             stream.seek(position)
             data = stream.read(length)
     except OSError as error:
@@ -215,14 +217,14 @@ class Container:
     """A compressed directory opened for reading.
 
     Args:
-        path: The directory.
+        path: The directory, or its address; see remote.py.
 
     Raises:
         FormatError: config.json or a shard is missing, truncated, or does not match the header.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = place(path)
         self.config = read_config(self.path)
         check_version(self.config["quantization_config"].get("version"), str(self.path / CONFIG))
         first = Shard.open(_first_shard(self.path), 0)
@@ -267,6 +269,17 @@ class Container:
         shard = self._shards[info.shard]
         area = shard.read(self._starts[info.shard] + info.offset, info.length)
         return list(parse_records(area, TENSOR_TYPES, f"{shard.file}: {name}"))
+
+    def outline(self, name: str) -> Iterator[tuple[int, bytes]]:
+        """Type and first bytes of the payload of each record of one tensor, not checked: a look that reads little."""
+        info = self.tensors[name]
+        shard, start = self._shards[info.shard], self._starts[info.shard] + info.offset
+        position = 0
+        while position < info.length:
+            data = shard.read(start + position, min(GLANCE, info.length - position))
+            frame = parse_frame(data, 0, f"{shard.file}: {name}")
+            yield frame.type, data[frame.start : frame.start + frame.length]
+            position += frame.start + frame.length
 
     def model_records(self) -> list[Record]:
         """Tables and shared streams."""

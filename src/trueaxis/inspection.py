@@ -11,6 +11,7 @@ from trueaxis.record import RecordType
 from trueaxis.restored import restored
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, FAMILY, MEMBERS, family_members, is_family
+from trueaxis.runtime.orthogonal import KINDS
 from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
@@ -25,8 +26,10 @@ def inspect(path: str | Path) -> dict[str, Any]:
         tensors: name, shape, dtype, storage ("quantized", "exact", these before "beside BASE", "tied
         to NAME" or "NAME times a matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or
         one per slice), shared_streams (their numbers), function_bits and residual_bits (of its own records of f and r,
-        W = f + r), estimated_saved_bits (against r = W alone, from the report; 0 where there is no f). `report` is the
-        object that compression left behind, or None.
+        W = f + r), estimated_saved_bits (against r = W alone, from the report; 0 where there is no f), transforms
+        (kinds of its stored ones, in the order of their records), transform_bits (of all its transform records) and
+        transform_saved_bits (why they are there: estimated by coding both ways, from the report; 0 without any).
+        `report` is the object that compression left behind, or None.
         Of the root of a family: file_bytes of all and of family.json; `base` and `members`, each a name and such an
         object.
 
@@ -44,6 +47,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
     report = _report(Path(path), set(container.tensors))
     functions = report.get("functions", []) if report else []
     saved = {row["name"]: row["estimated_saved_bits"] for row in functions}
+    turned = {row["name"]: row["estimated_saved_bits"] for row in (report.get("transforms", []) if report else [])}
     file_bytes, parameters = container.file_bytes, container.header["parameters"]
     return {
         "parameters": parameters,
@@ -53,12 +57,12 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "recipe": container.header["recipe"],
         "spent_bytes": _spent_bytes(decoder, file_bytes),
         "shards": len([file for file in container.files if file.suffix == ".safetensors"]),
-        "tensors": [_describe(decoder, name, saved) for name in decoder.names()],
+        "tensors": [_describe(decoder, name, saved, turned) for name in decoder.names()],
         "report": report,
     }
 
 
-def _describe(decoder: Decoder, name: str, saved: Mapping[str, float]) -> dict[str, Any]:
+def _describe(decoder: Decoder, name: str, saved: Mapping[str, float], turned: Mapping[str, float]) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)
     beside = any(record.type == RecordType.BASE for record in decoder.container.records(name))
@@ -75,6 +79,9 @@ def _describe(decoder: Decoder, name: str, saved: Mapping[str, float]) -> dict[s
         "function_bits": _bits(decoder, name, RecordType.FUNCTION),
         "residual_bits": _bits(decoder, name, RecordType.RESIDUAL),
         "estimated_saved_bits": saved.get(name, 0.0),
+        "transforms": _stored_kinds(decoder, name),
+        "transform_bits": _bits(decoder, name, RecordType.TRANSFORM),
+        "transform_saved_bits": turned.get(name, 0.0),
         "storage": quantized if headers else f"tied to {target}" if target else exact,
     }
 
@@ -82,6 +89,11 @@ def _describe(decoder: Decoder, name: str, saved: Mapping[str, float]) -> dict[s
 def _bits(decoder: Decoder, name: str, kind: RecordType) -> int:
     """Of a tensor's payloads of one type; streams that several share are not among them."""
     return 8 * sum(len(record.payload) for record in decoder.container.records(name) if record.type == kind)
+
+
+def _stored_kinds(decoder: Decoder, name: str) -> list[str]:
+    payloads = (record.payload for record in decoder.container.records(name) if record.type == RecordType.TRANSFORM)
+    return [KINDS[payload[0]].__name__.lower() for payload in payloads if payload[:1] and payload[0] in KINDS]
 
 
 def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
@@ -95,7 +107,7 @@ def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
         spent["indices"] += coded
         spent["side_information"] -= coded
         for record in container.records(name):
-            if record.type in (RecordType.RESIDUAL, RecordType.FUNCTION):
+            if record.type in (RecordType.RESIDUAL, RecordType.FUNCTION, RecordType.TRANSFORM):
                 spent["side_information"] += len(record.payload)
             elif record.type == RecordType.PLANES:
                 spent["exact"] += len(record.payload)

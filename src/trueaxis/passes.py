@@ -22,7 +22,7 @@ from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
 from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.stages import Coder, Effort
-from trueaxis.types import Aligned, Function, Metric, Quantized, Weight
+from trueaxis.types import Aligned, Function, Metric, Quantized, Stored, Weight
 
 Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]
 """(matrices, their tables) ─▶ the files."""
@@ -40,6 +40,7 @@ class Job:
         coded: What is coded: the matrix or a factor.
         function: Payload of the record of what is added to its residual, b"" for nothing.
         told: What is known of that, for the report.
+        turned: What is known of transforms of its own, for the report.
     """
 
     weight: Weight
@@ -49,6 +50,7 @@ class Job:
     coded: Weight
     function: bytes = b""
     told: Function | None = None
+    turned: Stored | None = None
 
 
 def first_tables(jobs: Sequence[Job], effort: Effort) -> Tables:

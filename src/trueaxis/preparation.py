@@ -21,9 +21,10 @@ from trueaxis.align.gauge import gauge, identity
 from trueaxis.align.learned import learned
 from trueaxis.align.loss import LOSSES
 from trueaxis.align.network import Alignment, Network, Product
+from trueaxis.align.structured import TURNERS
 from trueaxis.assemble import Assembled, assemble, exact_entry, write_files
 from trueaxis.container import Entry
-from trueaxis.drift import DRIFTS, Course
+from trueaxis.drift import DRIFTS
 from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables
 from trueaxis.function.lowrank import FUNCTIONS
@@ -40,7 +41,7 @@ from trueaxis.passes import Job, Passes, Write, first_tables
 from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
-from trueaxis.quantize.plan import Factor, Planner, reference_for
+from trueaxis.quantize.plan import Factor, Plan, Planner, reference_for
 from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
@@ -48,7 +49,8 @@ from trueaxis.scratch import held
 from trueaxis.stages import EFFORTS, Gauge, Identity, Learned
 from trueaxis.staging import staged_directory
 from trueaxis.tuning import TUNERS, Lessons
-from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Quantized, TargetError, Weight
+from trueaxis.turns import Course
+from trueaxis.types import Aligned, Array, Coded, CompressionReport, Evaluation, Metric, Quantized, TargetError, Weight
 
 ALIGNERS = {Identity: identity, Gauge: gauge, Learned: learned}
 
@@ -117,6 +119,7 @@ class Prepared:
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
         size, fixed = sum(job.coded.size for job in self.jobs), sum(entry.stored_bytes for entry in self.exact)
         fixed += sum(map(len, functions.values()))
+        fixed += sum(len(transform.payload) for found in transforms.values() for transform in found)
         plans = [job.plan for job in self.jobs]
         start, finest = first_c(plans, 8.0 * max(target - fixed, 1)), finest_c(plans)
         tables, learning, taught = first_tables(self.jobs, effort), effort.learning_passes, effort.taught
@@ -131,11 +134,11 @@ class Prepared:
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         course = Course(
-            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], target, fixed,
-            self.recipe.entropy, write, self.progress,
+            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], finest, target,
+            self.recipe.entropy, write, self.threads, self.progress, self.journal, self.engine,
         )  # fmt: skip
         found = DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
-        return replace(self._tuned(found, write, target), matrices=(), tables=None)
+        return replace(self._tuned(found, write, target), matrices=(), tables=None, notes=found.notes)
 
     def _tokens(self) -> Array:
         return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
@@ -157,6 +160,7 @@ class Prepared:
         target: int | None = None,
         evaluation: Evaluation | None = None,
         inputs: Mapping[str, Any] | None = None,
+        notes: Sequence[str] = (),
     ) -> CompressionReport:
         """Writes and verifies the files; `out` appears whole or not at all.
 
@@ -168,6 +172,7 @@ class Prepared:
             target: Bytes that were asked for; a note says so where the file is well below.
             evaluation: What is known of the files on text, for the report.
             inputs: What the files depend on, for the report.
+            notes: Sentences for the report beside its own.
         """
         with staged_directory(out, overwrite, self.journal.folder) as staging:
             write_files(files, self.checkpoint, staging)
@@ -177,12 +182,15 @@ class Prepared:
             matrices = list(dict.fromkeys((job.weight, job.aligned, job.metric) for job in self.jobs))
             # decodes every tensor
             rows = tensor_reports(decoder, self.checkpoint, matrices, files.tensor_bytes, self.threads)
+            unused = _unused(files.file_bytes, target)
             return leave_report(
                 files, self.checkpoint, staging, begun,
                 recipe=self.recipe.to_json(), recipe_hash=self.recipe.hash, calibration=self.header["calibration"],
-                tensors=rows, notes=(*blind_spots(self.weights, self.statistics), *_unused(files.file_bytes, target)),
+                tensors=rows,
+                notes=(*blind_spots(self.weights, self.statistics), *files.notes, *unused, *notes),
                 evaluation=evaluation, spaces=self.alignment.spaces, learning=self.alignment.learning,
                 functions=tuple(job.told for job in self.jobs if job.told is not None),
+                transforms=tuple(job.turned for job in self.jobs if job.turned is not None),
                 inputs=dict(inputs or {}),
             )  # fmt: skip
 
@@ -271,6 +279,11 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
     jobs += [_product_job(product, network, planner) for product in alignment.products]
     plans = planner.balanced([job.plan for job in jobs])
     jobs = [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
+
+    def planned(weight: Weight, matrix: Array, metric: Metric) -> Plan:
+        return fine(planner.plan(weight, scratch.hold(matrix), held(scratch, metric)))
+
+    jobs = TURNERS[type(recipe.transform)](recipe.transform, jobs, planned, network.target_bits, threads)
     return SELECTORS[type(recipe.function)](recipe.function, jobs, network.target_bits)
 
 

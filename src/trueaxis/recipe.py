@@ -37,12 +37,14 @@ from trueaxis.stages import (
     LowRank,
     NoDrift,
     NoFunction,
+    NoTransform,
     NoTuning,
     Quantizer,
     Rans,
     RansPooled,
     RoundToNearest,
     Selected,
+    Structured,
     WaterSic,
     WaterSicCore,
 )
@@ -67,14 +69,19 @@ class Recipe:
     quantize: Quantizer = field(default_factory=Feedback)
     entropy: Coder = field(default_factory=Rans)
     metric: Layerwise | Fisher = field(default_factory=Fisher)
-    drift: NoDrift | InTurn = field(default_factory=NoDrift)
+    drift: NoDrift | InTurn = field(default_factory=InTurn)
     tune: NoTuning | Gains = field(default_factory=NoTuning)
+    transform: NoTransform | Structured = field(default_factory=NoTransform)
 
     def __post_init__(self) -> None:
         if isinstance(self.entropy, RansPooled) and isinstance(self.quantize, Feedback):
             raise TrueaxisError(
                 "recipe: entropy type rans-pooled does not go with quantize type feedback, which rounds against the "
                 "tables of classes; use rans"
+            )
+        if isinstance(self.transform, Structured) and not isinstance(self.quantize, Feedback):
+            raise TrueaxisError(
+                "recipe: transform type structured goes with quantize type feedback alone, whose steps it is judged by"
             )
         if isinstance(self.tune, Gains) and isinstance(self.function, Selected):
             raise TrueaxisError(
@@ -118,21 +125,22 @@ NAMED: dict[str, Recipe] = {
     "rotation": Recipe(align=Gauge("hadamard", "hadamard", "off", "off", "off")),
     "pca": Recipe(align=Gauge("pca-metric", "off", "off", "off", "off")),
     "gauge": Recipe(),
-    "layerwise": Recipe(metric=Layerwise(), quantize=Feedback(row_exponent=0.5)),
+    "at-once": Recipe(drift=NoDrift()),
+    "layerwise": Recipe(metric=Layerwise(), quantize=Feedback(row_exponent=0.5), drift=NoDrift()),
     "learned": Recipe(align=Learned()),
     "lowrank": Recipe(align=Identity(), function=LowRank()),
     "selected": Recipe(function=Selected()),
-    "rtn": Recipe(Identity(), quantize=RoundToNearest()),
-    "in-turn": Recipe(drift=InTurn()),
+    "structured": Recipe(transform=Structured()),
+    "rtn": Recipe(Identity(), quantize=RoundToNearest(), drift=NoDrift()),
     "tuned": Recipe(tune=Gains()),
-    "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast")),
+    "fast": Recipe(Gauge("pca-weights"), quantize=Feedback(effort="fast"), drift=NoDrift()),
     "best": Recipe(quantize=Feedback(effort="best")),
-    "gptq": Recipe(Identity(), quantize=Gptq()),
-    "gptq-uniform": Recipe(Identity(), quantize=GptqUniform()),
-    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled()),
-    "watersic-classed": Recipe(Identity(), quantize=WaterSic()),
-    "watersic-core": Recipe(Identity(), quantize=WaterSicCore(), entropy=RansPooled()),
-    "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore()),
+    "gptq": Recipe(Identity(), quantize=Gptq(), drift=NoDrift()),
+    "gptq-uniform": Recipe(Identity(), quantize=GptqUniform(), drift=NoDrift()),
+    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled(), drift=NoDrift()),
+    "watersic-classed": Recipe(Identity(), quantize=WaterSic(), drift=NoDrift()),
+    "watersic-core": Recipe(Identity(), quantize=WaterSicCore(), entropy=RansPooled(), drift=NoDrift()),
+    "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore(), drift=NoDrift()),
 }
 NAMED["default"] = NAMED["gauge"]
 COMPARED = ("default", "identity", "rotation", "watersic", "gptq", "rtn")

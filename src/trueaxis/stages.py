@@ -79,6 +79,16 @@ class Selected:
 
 
 @dataclass(frozen=True)
+class NoTransform:
+    """Transform: matrices are coded in the axes that alignment left them in."""
+
+
+@dataclass(frozen=True)
+class Structured:
+    """Transform: of every matrix the stored rotation that pays for its bytes, or none; see align/structured.py."""
+
+
+@dataclass(frozen=True)
 class Effort:
     """What a name of an effort stands for.
 
@@ -213,10 +223,12 @@ class InTurn:
     Attributes:
         tokens: Calibration tokens that both models read.
         damping: δ added to E[x̃ x̃ᵀ] as δ · mean of its diagonal · I.
+        stream: Share of the residual stream's error that what is added to the stream makes up for.
     """
 
     tokens: int = 32_768
     damping: float = 0.01
+    stream: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -240,6 +252,7 @@ class Gains:
 STAGES: dict[str, dict[str, type]] = {
     "metric": {"layerwise": Layerwise, "fisher": Fisher},
     "align": {"identity": Identity, "gauge": Gauge, "learned": Learned},
+    "transform": {"none": NoTransform, "structured": Structured},
     "function": {"none": NoFunction, "lowrank": LowRank, "selected": Selected},
     "quantize": {
         "feedback": Feedback,
@@ -272,4 +285,5 @@ RANGES = {
     "chain": (1, 1 << 40),
     "tokens": (1, 1 << 40),
     "rate": (0.0, 1.0),
+    "stream": (0.0, 1.0),
 }

@@ -38,6 +38,16 @@ def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) ->
         raise TrueaxisError(f"{out}: output is not empty; choose another path or pass --overwrite")
 
 
+def require_apart(output: str | Path, directory: str | Path) -> None:
+    """Refuses an output inside a compressed directory, which holds what it was made with and nothing else.
+
+    Raises:
+        TrueaxisError: `output` lies in `directory`.
+    """
+    if Path(directory).resolve() in Path(output).resolve().parents:
+        raise TrueaxisError(f"{output}: lies inside {directory}, which holds the model alone; choose a path outside")
+
+
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
     """While the context lasts, a full disk and the like are errors about `out`, not about a file under some name that

@@ -78,7 +78,8 @@ def sweep(
 ) -> Sweep:
     """Compresses a checkpoint at several rates and measures each file.
 
-    Statistics and alignment are found once; where axes depend on the rate, they are judged at the mean of the rates.
+    Statistics and alignment are found once; where axes depend on the rate, they are judged at the mean of the rates,
+    so that `trueaxis.compress` at one of them gives a slightly other file.
 
     Args:
         model: Directory of a Hugging Face checkpoint of a causal language model.

@@ -30,7 +30,7 @@ from trueaxis.progress import Progress
 from trueaxis.quantize.grid import OCTAVE
 from trueaxis.quantize.plan import Plan
 from trueaxis.runtime.load import load
-from trueaxis.runtime.transforms import undone
+from trueaxis.runtime.transforms import decoded, undone
 from trueaxis.stages import Gains, NoTuning
 from trueaxis.types import Array, Quantized, TrueaxisError
 
@@ -113,7 +113,7 @@ class _Columns(NamedTuple):
     def of(cls, model: Any, job: Job) -> _Columns:
         assert job.weight.place is not None
         parameter(model, job.weight.place.parameter).requires_grad_(True)
-        values = across(locate(model, job.weight.place).detach(), job)
+        values = in_file(locate(model, job.weight.place).detach(), job)
         original = torch.from_numpy(job.aligned.weight)
         energy = original.square().sum(0).clamp(min=torch.finfo(torch.float32).tiny)
         errors = ((values - original).square().sum(0) / energy).sqrt().clamp(max=1)
@@ -133,7 +133,7 @@ class _Columns(NamedTuple):
         """Gradient of the moves from that of the matrix: ∂/∂aⱼ = ln 2 · Σᵢ ŵᵢⱼ 2^aⱼ ∂/∂ŵᵢⱼ for octaves a."""
         place = self.job.weight.place
         assert place is not None
-        gradient = across(part_of(parameter(model, place.parameter).grad, place), self.job)
+        gradient = in_file(part_of(parameter(model, place.parameter).grad, place), self.job)
         gained = self.values * torch.exp2(self.octaves)
         self.moves.grad = (gradient * gained).sum(0) * self.errors * math.log(2)
 
@@ -141,17 +141,21 @@ class _Columns(NamedTuple):
         """The matrix with gains of 2^octaves into the running model."""
         assert self.job.weight.place is not None
         view = locate(model, self.job.weight.place).detach()
-        view.copy_(across(self.values * torch.exp2(octaves), self.job))
+        view.copy_(in_model(self.values * torch.exp2(octaves), self.job))
 
 
-def across(values: torch.Tensor, job: Job) -> torch.Tensor:
-    """Values [m, n] between the coordinates of the running model and those of the file, either way.
-
-    Reflections undo themselves.
-    """
+def in_file(values: torch.Tensor, job: Job) -> torch.Tensor:
+    """Values [m, n] of the running model, or their gradient, in the coordinates of the file."""
     if not job.aligned.transforms:
         return values.cpu().clone()
     return torch.from_numpy(undone(values.cpu().numpy(), job.aligned.transforms))
+
+
+def in_model(values: torch.Tensor, job: Job) -> torch.Tensor:
+    """Values [m, n] of the file in the coordinates of the running model."""
+    if not job.aligned.transforms:
+        return values.cpu().clone()
+    return torch.from_numpy(decoded(values.cpu().numpy(), job.aligned.transforms))
 
 
 def _train(stage: Gains, lessons: Lessons, model: Any, columns: Sequence[_Columns]) -> bool:

@@ -204,6 +204,23 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """The transforms that are stored with a matrix.
+
+    Attributes:
+        name: Of the matrix.
+        factors: Kinds of factors, in the order of their records.
+        transform_bits: Of those records.
+        estimated_saved_bits: By coding the matrix both ways with a scalar quantizer, those bits counted.
+    """
+
+    name: str
+    factors: str
+    transform_bits: int
+    estimated_saved_bits: float
+
+
+@dataclass(frozen=True)
 class Learning:
     """How axes were learned.
 
@@ -310,7 +327,7 @@ class CompressionReport:
     see: modules without a metric, experts without tokens. `evaluation` is there where a divergence was the target.
     `inputs` are digests of the model, texts and statistics, the recipe, the target and the seed it was made with.
     `spaces` says which axes each space of the network got, `learning` how those of the recipe `learned` came about,
-    `functions` which matrices have an f."""
+    `functions` which matrices have an f, `transforms` which were turned by transforms of their own."""
 
     file_bytes: int
     header_bytes: int
@@ -328,6 +345,7 @@ class CompressionReport:
     spaces: tuple[Space, ...] = ()
     learning: Learning | None = None
     functions: tuple[Function, ...] = ()
+    transforms: tuple[Stored, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
 
     @property

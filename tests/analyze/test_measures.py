@@ -9,7 +9,7 @@ import pytest
 
 import trueaxis
 from trueaxis.analyze import journey
-from trueaxis.analyze.axes import conditional_energies, inside
+from trueaxis.analyze.axes import conditional_energies, degrees, inside
 from trueaxis.analyze.claim import Claim, Measured, judge
 from trueaxis.analyze.halves import balanced_halves, interval
 from trueaxis.analyze.quantizers import uniform_losses
@@ -77,6 +77,15 @@ def test_inside_is_zero_for_random_spaces_and_one_for_its_own() -> None:
     space = np.linalg.qr(rng.normal(size=(256, 32)))[0].T
     assert abs(inside(space, np.linalg.qr(rng.normal(size=(256, 32)))[0].T)) < 0.05
     assert inside(axes, axes[40:72]) == pytest.approx(1)
+
+
+def test_angles_are_right_between_a_space_and_axes_turned_out_of_it() -> None:
+    turned = np.eye(8)
+    turned[:2, :2] = turned[:2, 2:4] = np.eye(2) / np.sqrt(2)  # half way between the first two axes and the next two
+    turned[2:4, :2], turned[2:4, 2:4] = np.eye(2) / np.sqrt(2), -np.eye(2) / np.sqrt(2)
+    assert degrees(turned, np.eye(8)[:2]) == pytest.approx(45)
+    assert degrees(np.eye(8), np.eye(8)[:2]) == pytest.approx(0, abs=1e-6)
+    assert degrees(np.eye(8)[2:], np.eye(8)[:2]) == pytest.approx(90)
 
 
 def test_conditional_energies_multiply_to_the_determinant() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from trueaxis.cli import main
 from trueaxis.comparison import peer as peers
 from trueaxis.comparison.inputs import calibration_inputs
 from trueaxis.comparison.peer import PEERS, Original, Peer
+from trueaxis.comparison.table import render
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.types import CalibrationError, TrueaxisError
 
@@ -39,12 +39,6 @@ def quantizer(setting):
 
 quantize_linears(quantizer)
 '''
-
-
-@pytest.fixture
-def unseen(tmp_path: Path) -> Path:
-    np.save(tmp_path / "unseen.npy", np.random.default_rng(1).integers(0, 128, (6, 80)))
-    return tmp_path / "unseen.npy"
 
 
 @pytest.fixture
@@ -74,6 +68,7 @@ def test_recipes_and_peers_through_one_evaluation(
         ("rtn", "5 bits"), ("halves", "works"), ("default", "as halves works"),
     ]  # fmt: skip
     own, peer, beside = found.rows
+    assert found.statistics_seconds is None  # a file had them
     assert own.bits_per_param == own.file_bytes * 8 / found.parameters <= 5
     assert 0.99 * peer.file_bytes < beside.file_bytes <= peer.file_bytes
     assert beside.kl_nats < peer.kl_nats
@@ -81,6 +76,20 @@ def test_recipes_and_peers_through_one_evaluation(
     assert peer.fallbacks and all("taller than wide" in reason for reason in peer.fallbacks)
     assert "out of ideas" in found.absent["halves fails"]
     assert "not installed in" in found.absent["elsewhere"] and sys.executable in found.absent["elsewhere"]
+
+
+def test_beside_a_lossless_peer_stands_a_lossless_file(
+    halves: Peer, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PEERS, "exact", replace(halves, name="exact", settings=("works",), beside="lossless"))
+    statistics = compressed_llama.parent / "statistics.safetensors"
+    peer, own = trueaxis.compare(
+        tiny_llama, bits=[5], tokens=unseen, recipes=[], peers=["exact"], statistics=statistics
+    ).rows
+    assert (own.name, own.setting) == ("lossless", "as exact works")
+    assert own.kl_nats == 0 < peer.kl_nats
+    assert 10 < own.bits_per_param < 16 and own.limit_bits_per_param is not None
+    assert own.load_seconds is not None
 
 
 def test_command_prints_rows_and_what_is_absent(
@@ -114,26 +123,6 @@ def test_bad_input_is_refused(tiny_llama: Path, tokens: Path, compressed_llama: 
     refuse(TrueaxisError, "bits: expected positive numbers", bits=[])
 
 
-@pytest.mark.parametrize("setting", ["Q4_K_M", "IQ2_XS"])
-def test_llama_cpp_quantizes_and_tells_what_it_kept_otherwise(
-    setting: str, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("gguf", reason="llama.cpp reads GGUF files, which need gguf (trueaxis[export])")
-    found = PEERS["llama.cpp"]
-    if subprocess.run([peers.python_of(found), "-c", "import llama_cpp"], capture_output=True).returncode:
-        pytest.skip("needs llama.cpp: make bench-peers PEERS=llama_cpp")
-    monkeypatch.setitem(PEERS, "llama.cpp", replace(found, settings=(setting,)))
-    statistics = compressed_llama.parent / "statistics.safetensors"
-    rows = trueaxis.compare(
-        tiny_llama, bits=[5], tokens=unseen, recipes=["rtn"], peers=["llama.cpp"], statistics=statistics
-    ).rows
-    assert [(row.name, row.setting) for row in rows[1:]] == [
-        ("llama.cpp", setting), ("default", f"as llama.cpp {setting}"),
-    ]  # fmt: skip
-    assert 0 < rows[1].kl_nats < 0.5 and rows[2].kl_nats < rows[1].kl_nats
-    assert any("64 columns are no multiple of 256" in reason for reason in rows[1].fallbacks)
-
-
 def test_a_peer_whose_inputs_cannot_be_made_is_absent_with_the_reason(
     tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +150,9 @@ def test_peers_that_calibrate_get_the_text_itself(tiny_llama: Path, tokens: Path
 
 def test_recipes_that_read_the_calibration_text_again(tiny_llama: Path, tokens: Path, unseen: Path) -> None:
     found = trueaxis.compare(
-        tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "in-turn"], peers=[], calibration=[tokens]
+        tiny_llama, bits=[5], tokens=unseen, recipes=["tuned", "default"], peers=[], calibration=[tokens]
     )
-    assert [row.name for row in found.rows] == ["tuned", "in-turn"]
+    assert [row.name for row in found.rows] == ["tuned", "default"]
     assert not found.absent
+    assert found.statistics_seconds is not None and found.statistics_seconds > 0
+    assert f"{found.statistics_seconds:.1f} s of measuring" in render(found)

@@ -10,7 +10,9 @@ import pytest
 
 import trueaxis
 from trueaxis.cli import main
-from trueaxis.types import TrueaxisError
+from trueaxis.export.journey import WRITERS, Wanted
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.types import CheckpointError, TrueaxisError
 
 
 def test_safetensors_are_what_unpack_writes(compressed_llama: Path, tmp_path: Path) -> None:
@@ -44,10 +46,32 @@ def test_wrong_wishes_are_refused(tiny_llama: Path, compressed_llama: Path, toke
     for source, settings, message in (
         (tiny_llama, {"format": "onnx"}, "'onnx' is no format of exports; known: safetensors, gguf"),
         (tiny_llama, {"format": "gguf", "group": 32}, "format gguf rounds by itself"),
-        (tiny_llama, {"format": "gguf", "type": "Q9"}, "'Q9' is no type that GGUF files are written in"),
+        (tiny_llama, {"format": "gguf", "type": "q9"}, r"^'q9' is no type that GGUF files are written in; known: F32"),
         (tiny_llama, {"format": "safetensors"}, "not compressed by trueaxis"),
         (compressed_llama, {"format": "gguf", "overwrite": False}, "output is not empty"),
     ):
         with pytest.raises(TrueaxisError, match=message):
             trueaxis.export(source, tmp_path / "out", **{"overwrite": True, **settings})
         assert (tmp_path / "out" / "file").read_text() == "mine"
+
+
+def test_an_export_inside_the_compressed_directory_is_refused(compressed_llama: Path) -> None:
+    before = sorted(compressed_llama.iterdir())
+    for format in ("gguf", "safetensors", "compressed-tensors"):
+        with pytest.raises(TrueaxisError, match="which holds the model alone"):
+            trueaxis.export(compressed_llama, compressed_llama / "model", format, overwrite=True)
+    assert sorted(compressed_llama.iterdir()) == before
+
+
+def test_errors_name_the_directory_that_was_given(
+    compressed_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(checkpoint: Checkpoint, directory: Path, wanted: Wanted) -> tuple[str, ...]:
+        raise CheckpointError(f"{checkpoint.path}: is not what I like, nor is {checkpoint.path / 'config.json'}")
+
+    monkeypatch.setitem(WRITERS, "gguf", refuse)
+    with pytest.raises(CheckpointError) as found:
+        trueaxis.export(compressed_llama, tmp_path / "out", "gguf")
+    config = compressed_llama / "config.json"
+    assert str(found.value) == f"{compressed_llama}: is not what I like, nor is {config}"
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ import trueaxis
 import trueaxis.hf
 from forge import dismantle, forge
 from trueaxis.cli import main
+from trueaxis.family.adapter import dearer_than_adapter
 from trueaxis.recipe import tuned
 from trueaxis.record import Record, RecordType
 from trueaxis.report.facts import read_facts
@@ -128,6 +129,11 @@ def test_adding_members_touches_no_other(family: Path, tokens: Path, tmp_path: P
         family / "base", [other, adapter], tmp_path / "out", bits_delta=2, calibration=[tokens]
     )
     assert report.base is None and list(report.members) == ["other", "adapter"]
+    (note,) = [note for note in report.members["adapter"].notes if "adapter" in note]
+    own, taken = (adapter / "adapter_model.safetensors").stat().st_size, report.members["adapter"].file_bytes
+    assert taken > own and f"takes {taken:,} bytes, adapter itself {own:,}" in note
+    assert dearer_than_adapter(adapter, own) == []
+    assert not [note for note in report.members["other"].notes if "adapter" in note]
     after = digests(tmp_path / "out")
     assert {name: after[name] for name in before if name != "family.json"} == {
         name: digest for name, digest in before.items() if name != "family.json"

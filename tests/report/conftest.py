@@ -53,7 +53,7 @@ def comparison(parameters: int) -> ComparisonReport:
         row("default", "3 bits", 3 * size, 0.2, 3.1), row("default", "4 bits", 4 * size, 0.04, 4.1),
         row("rtn", "3 bits", 3 * size - 9, 0.7, 3.2), row("rtn", "4 bits", 4 * size - 9, 0.12, 4.2),
         row("hqq", "4 bits", 5 * size, 0.05, None), row("default", "as hqq 4 bits", 5 * size - 3, 0.01, 5.1),
-        row("zipnn", "lossless", 11 * size, 0.0, None),
+        row("zipnn", "lossless", 11 * size, 0.0, None), row("lossless", "as zipnn lossless", 11 * size - 9, 0.0, 10.9),
     )  # fmt: skip
     absent = {"torchao": "not installed in python", "zipnn <b>": "of <i>no</i> use"}
     return ComparisonReport("models/tiny", parameters, 500, 9.0, rows, absent)

@@ -57,6 +57,8 @@ def test_every_figure_is_drawn(browser: Any, page: Path, width: int, scheme: str
     for plot in tab.locator("[data-plot] .main-svg:first-child").all():
         assert plot.bounding_box()["width"] > 300
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    for bar in tab.locator(".legend .scrollbar").all():  # a legend that does not fit its plot scrolls
+        assert bar.get_attribute("width") in (None, "0")
     assert said == []
     assert asked == [page.as_uri()]
     tab.context.close()

@@ -131,9 +131,21 @@ def test_methods_peers_and_what_is_lossless_or_absent(whole: Page) -> None:
     assert list(curves) == ["default", "rtn", "hqq", "limit of Gaussian weights", "this file"]
     assert curves["default"]["y"] == [0.2, 0.04, 0.01] and curves["hqq"]["mode"] == "markers"
     assert curves["limit of Gaussian weights"]["x"] == [3.1, 4.1, 5.1]
-    assert "zipnn at 11.00 bits" in whole.text["rate-distortion"]
+    assert "zipnn at 11.00 bits, lossless at 11.00 bits" in " ".join(whole.text["rate-distortion"].split())
     assert "of <i>no</i> use" in whole.text["rate-distortion"] and "∞" in whole.text["rate-distortion"]
     assert "Other people's quantizers" in whole.text["headline"]
+
+
+def test_many_methods_are_told_apart(compressed_llama: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    compared = json.loads(files["comparison"].read_text())
+    row, peer = compared["rows"][0], compared["rows"][4]
+    rows = [{**row, "name": f"recipe {number}"} for number in range(14)] + [{**row, "name": "default"}]
+    rows += [{**peer, "name": f"peer {number}"} for number in range(8)]
+    (tmp_path / "many.json").write_text(json.dumps({**compared, "rows": rows}))
+    page = Page(trueaxis.report(compressed_llama, tmp_path / "page.html", comparison=tmp_path / "many.json"))
+    curves = page.plots()["rate-distortion-plot-1"]["data"][:23]
+    looks = {(curve["marker"]["color"], curve["marker"]["symbol"], str(curve.get("line"))) for curve in curves}
+    assert len(looks) == len(curves) and curves[0]["name"] == "default"
 
 
 def test_verdicts_come_with_their_reasons(whole: Page) -> None:
@@ -249,6 +261,17 @@ def test_files_that_do_not_serve_are_refused(
         ({"kl_interval": [0.2, 0.1]}, "no divergence can be that"), ({"perplexity": 0.5}, "at least 1"),
     ):  # fmt: skip
         refuse(message, evaluation=written(json.dumps({**evaluated, **changes})))
+    compared = json.loads(files["comparison"].read_text())
+    for changes, message in (
+        ({"bits_per_param": 1e308}, r"1e\+308 bits per parameter: \d+ bytes of .* parameters are 3$"),
+        ({"file_bytes": 0, "bits_per_param": 0.0}, "bits per parameter: 0 bytes"),
+        ({"limit_bits_per_param": 1e308}, "no weights have that"), ({"limit_bits_per_param": -1.0}, "no weights have"),
+    ):  # fmt: skip
+        row = {**compared["rows"][0], **changes}
+        refuse(message, comparison=written(json.dumps({**compared, "rows": [row]})))
+    refuse("the command that wrote it failed: no such model", analysis=written(
+        json.dumps({"error": "CheckpointError", "message": "no such model"})
+    ))  # fmt: skip
     refuse("cannot be written", output="none/page.html")
     (tmp_path / "folder.html").mkdir()
     with pytest.raises(TrueaxisError, match="cannot be written"):
@@ -256,6 +279,26 @@ def test_files_that_do_not_serve_are_refused(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["folder.html", "given.json"]
     monkeypatch.setattr(pages, "find_spec", lambda package: None)
     refuse(r"needs plotly; install it with: pip install 'trueaxis\[report\]'")
+
+
+def test_a_page_inside_the_compressed_directory_is_refused(compressed_llama: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "out"
+    shutil.copytree(compressed_llama, copy)
+    (tmp_path / "link").symlink_to(copy)
+    for place in (copy / "page.html", copy / "deeper" / "page.html", tmp_path / "link" / "page.html"):
+        with pytest.raises(TrueaxisError, match="which holds the model alone"):
+            trueaxis.report(copy, place)
+    assert sorted(file.name for file in copy.iterdir()) == sorted(file.name for file in compressed_llama.iterdir())
+
+
+def test_files_with_a_mark_of_the_byte_order_are_read(
+    compressed_llama: Path, files: dict[str, Path], tmp_path: Path
+) -> None:
+    marked = tmp_path / "evaluation.json"
+    marked.write_text(files["evaluation"].read_text(), encoding="utf-8-sig")
+    assert marked.read_bytes().startswith(b"\xef\xbb\xbf")
+    found = Page(trueaxis.report(compressed_llama, tmp_path / "page.html", evaluation=marked))
+    assert "0.0388" in found.text["headline"]
 
 
 def test_numbers_for_readers() -> None:

@@ -51,13 +51,16 @@ def predictability(subject: Subject) -> Measured:
 def follows_tangent(subject: Subject) -> Measured:
     """How far the aligned axes lie in the tangent space of other rows."""
     table = subject.table
-    return Measured(table.halves("follows_tangent", table.aligned), by_system(table, "follows_tangent"))
+    return Measured(
+        table.halves("follows_tangent", table.aligned), by_system(table, "follows_tangent", "tangent_degrees")
+    )
 
 
 def follows_low_curvature(subject: Subject) -> Measured:
     """How far the aligned axes lie in the directions of least H of other text."""
     table = subject.table
-    return Measured(table.halves("follows_low_curvature", table.aligned), by_system(table, "follows_low_curvature"))
+    details = by_system(table, "follows_low_curvature", "low_curvature_degrees")
+    return Measured(table.halves("follows_low_curvature", table.aligned), details)
 
 
 CLAIMS = (

@@ -119,6 +119,8 @@ def _measure_space(
                 **_figures(matrix @ turned.T, turned @ moment @ turned.T, distortion),
                 "follows_tangent": inside(turned, tangent),
                 "follows_low_curvature": inside(turned, low),
+                "tangent_degrees": degrees(turned, tangent),
+                "low_curvature_degrees": degrees(turned, low),
             }
             for (matrix, moment), distortion, tangent in zip(others, distortions, tangents, strict=True)
         ]
@@ -263,6 +265,20 @@ def inside(axes: Array, space: Array) -> float:
         1.0
     """
     rank, size = space.shape
-    best = np.sort(np.square(axes @ space.T).sum(axis=1))[-rank:]
     chance = rank / size
-    return float((best.mean() - chance) / (1 - chance)) if size > rank else 1.0
+    return float((_nearest(axes, space).mean() - chance) / (1 - chance)) if size > rank else 1.0
+
+
+def degrees(axes: Array, space: Array) -> float:
+    """Median angle between the r axes [k, n] nearest to a space [r, n] and that space.
+
+    Example:
+        >>> round(degrees(np.eye(4), np.array([[1.0, 1.0, 0.0, 0.0]]) / np.sqrt(2)), 6)
+        45.0
+    """
+    return float(np.degrees(np.arccos(np.sqrt(np.median(_nearest(axes, space))))))
+
+
+def _nearest(axes: Array, space: Array) -> Array:
+    """cos² [r] of the r axes nearest to a space [r, n]."""
+    return np.clip(np.sort(np.square(axes @ space.T).sum(axis=1))[-space.shape[0] :], 0.0, 1.0)

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from trueaxis.types import TrueaxisError
 
@@ -33,14 +33,25 @@ class Peer:
     Attributes:
         name: Of the peer.
         package: As it is imported.
-        settings: In its own words, smallest first.
+        settings: In its own words, smallest first; none where it takes any rate, "3 bits" and so on.
         inputs: Makes what it needs beside the checkpoint.
+        beside: What of ours stands beside it: the default recipe at its very size, or a lossless file.
     """
 
     name: str
     package: str
     settings: tuple[str, ...]
     inputs: Callable[[Original, Path], None] | None = None
+    beside: Literal["default", "lossless"] = "default"
+
+    def settings_at(self, rates: Sequence[float]) -> tuple[str, ...]:
+        """What to run it with where these rates, bits per parameter, are asked for.
+
+        Example:
+            >>> PEERS["nncodec"].settings_at([2.5, 3]), PEERS["bitsandbytes"].settings_at([2.5, 3])
+            (('2.5 bits', '3 bits'), ('nf4',))
+        """
+        return self.settings or tuple(f"{rate:g} bits" for rate in rates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +85,8 @@ PEERS = {
         Peer("torchao", "torchao", ("int4", "int8")),
         Peer("gptqmodel", "gptqmodel", ("2 bits", "3 bits", "4 bits"), _calibration_inputs),
         Peer("llama.cpp", "llama_cpp", LLAMA_CPP, _gguf_inputs),
-        Peer("zipnn", "zipnn", ("lossless",)),
+        Peer("nncodec", "nncodec", ()),
+        Peer("zipnn", "zipnn", ("lossless",), beside="lossless"),
     )
 }
 

@@ -11,13 +11,15 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from trueaxis.comparison.peer import PEERS, Made, Original, Peer, PeerError, find_peers, run_peer
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
+from trueaxis.lossless.journey import compress_lossless
 from trueaxis.metric.source import obtain_statistics
+from trueaxis.metric.statistics import load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
 from trueaxis.parallel import default_threads
@@ -27,9 +29,10 @@ from trueaxis.recipe import COMPARED
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.load import load
 from trueaxis.sweep import checked_rates
-from trueaxis.types import Evaluation, TargetError
+from trueaxis.types import CompressionReport, Evaluation, TargetError
 
 REFERENCE_RECIPE = "default"
+LOSSLESS = "lossless"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class ComparisonRow:
         file_bytes, bits_per_param: Every byte of the weight files.
         kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for one sequence.
         perplexity, top1_agreement: Of the compressed model; with the original.
-        seconds: To make the file from weights and statistics, nothing shared with other files.
+        seconds: To make the file from weights and statistics; all of the preparation, which rates of a recipe share.
         peak_memory_bytes: Of the process that made it, so far.
         load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
         limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
@@ -66,7 +69,15 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class ComparisonReport:
-    """What a comparison found; `absent` says of what gave no row why, by name and setting."""
+    """What a comparison found.
+
+    Attributes:
+        model, parameters: Directory, and how many.
+        tokens, perplexity: Predicted; of the original on them.
+        rows: In the order of their making.
+        absent: Of what gave no row why, by name and setting.
+        statistics_seconds: To measure the statistics that all recipes share; None where a file had them.
+    """
 
     model: str
     parameters: int
@@ -74,6 +85,7 @@ class ComparisonReport:
     perplexity: float
     rows: tuple[ComparisonRow, ...]
     absent: dict[str, str]
+    statistics_seconds: float | None = None
 
 
 def compare(
@@ -93,6 +105,9 @@ def compare(
 ) -> ComparisonReport:
     """Recipes and peers through the same evaluation.
 
+    Axes are judged at the mean of the rates, as in `trueaxis.sweep`: `trueaxis.compress` at one of them gives a
+    slightly other file.
+
     Args:
         model: Directory of a Hugging Face checkpoint of a causal language model.
         bits: Rates of the recipes, bits per parameter.
@@ -103,7 +118,8 @@ def compare(
         calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
 
     Returns:
-        Rows of recipes, then of peers, each followed by the default recipe at the peer's size.
+        Rows of recipes, then of peers, each followed by the default recipe at the peer's size, or by a lossless file
+        where the peer is lossless.
 
     Raises:
         CalibrationError: The evaluation text was calibrated on.
@@ -119,24 +135,28 @@ def compare(
     with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
         work = Path(folder)
         file = Path(statistics) if statistics is not None else work / "statistics.safetensors"
+        measuring = None
         if not file.exists():
+            begun = time.perf_counter()
             obtain_statistics(checkpoint, trace(checkpoint), calibration, None, seed, device, progress).save(file)
+            measuring = time.perf_counter() - begun
         prepared_by = partial(
             _prepared, checkpoint, expected=checkpoint.bytes_at(sum(rates) / len(rates)), calibration=calibration,
             statistics=file, seed=seed, threads=threads or default_threads(), device=device, progress=progress,
         )  # fmt: skip
         trial = _Trial(checkpoint, Comparison(checkpoint.path, ids, device, progress), work)
-        reference = prepared_by(chosen[REFERENCE_RECIPE])
-        require_unseen(ids, reference.prepared.statistics)
+        require_unseen(ids, load_statistics(file))
+        reference = cache(partial(prepared_by, chosen[REFERENCE_RECIPE]))
         for name in recipes:
-            prepared = reference if chosen[name] == reference.prepared.recipe else prepared_by(chosen[name])
+            prepared = reference() if chosen[name] == chosen[REFERENCE_RECIPE] else prepared_by(chosen[name])
             trial.recipe(name, prepared, [(f"{rate:g} bits", checkpoint.bytes_at(rate)) for rate in rates])
         for peer in others:
-            trial.peer(peer, reference, calibration)
+            trial.peer(peer, peer.settings_at(rates), reference(), calibration)
         original = trial.compare(checkpoint.path)
     return ComparisonReport(
-        str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent
-    )
+        str(model), checkpoint.parameters, original.tokens, original.perplexity, tuple(trial.rows), trial.absent,
+        measuring,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,19 +190,24 @@ class _Trial:
             except TargetError as error:
                 self.absent[f"{name} {setting}"] = str(error)
                 continue
-            made = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ())
-            begun = time.perf_counter()
-            load(out)
-            self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
+            self._add_own(name, setting, report)
 
-    def peer(self, peer: Peer, reference: _Timed, calibration: Sequence[str | Path]) -> None:
-        """A row for every setting of the peer, each followed by the default recipe's at that size."""
-        for setting, made, dense in self._made(peer, Original(reference.prepared, calibration)):
+    def peer(self, peer: Peer, settings: Sequence[str], reference: _Timed, calibration: Sequence[str | Path]) -> None:
+        """A row for every setting of the peer, each followed by what of ours stands beside it."""
+        for setting, made, dense in self._made(peer, settings, Original(reference.prepared, calibration)):
             self._add(peer.name, setting, made, dense)
-            self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
+            if peer.beside == LOSSLESS:
+                self._lossless(f"as {peer.name} {setting}", reference.prepared.threads)
+            else:
+                self.recipe(REFERENCE_RECIPE, reference, [(f"as {peer.name} {setting}", made.file_bytes)])
 
-    def _made(self, peer: Peer, original: Original) -> Iterator[tuple[str, Made, Path]]:
-        for setting in peer.settings:
+    def _lossless(self, setting: str, threads: int) -> None:
+        """A row of the checkpoint bit for bit."""
+        out = self._work / "out"
+        self._add_own(LOSSLESS, setting, compress_lossless(self.checkpoint.path, out, threads=threads, overwrite=True))
+
+    def _made(self, peer: Peer, settings: Sequence[str], original: Original) -> Iterator[tuple[str, Made, Path]]:
+        for setting in settings:
             with tempfile.TemporaryDirectory(dir=self._work) as folder:
                 try:
                     made = run_peer(peer, setting, original, Path(folder))
@@ -192,6 +217,12 @@ class _Trial:
                         return
                     continue
                 yield setting, made, Path(folder) / "dense"
+
+    def _add_own(self, name: str, setting: str, report: CompressionReport) -> None:
+        made, out = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ()), self._work / "out"
+        begun = time.perf_counter()
+        load(out)
+        self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
 
     def _add(
         self,

@@ -14,6 +14,8 @@ def render(found: ComparisonReport) -> str:
         f"{TITLES} {'top-1':>7} {'seconds':>8} {'GB':>6}",
         *(_line(row) for row in sorted(found.rows, key=lambda row: row.file_bytes)),
     ]
+    if found.statistics_seconds is not None:
+        lines.append(f"shared by all recipes, and not in their seconds: {found.statistics_seconds:.1f} s of measuring")
     for row in found.rows:
         if row.fallbacks:
             lines.append(f"{row.name} {row.setting}: {len(row.fallbacks)} tensors kept otherwise, {row.fallbacks[0]}")

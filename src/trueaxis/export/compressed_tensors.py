@@ -14,6 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from functools import reduce
+from math import gcd
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,13 +125,20 @@ def _layers(checkpoint: Checkpoint, weights: tuple[Weight, ...]) -> tuple[dict[s
 
 def _group(layers: Mapping[str, Weight], wanted: int | None) -> int:
     """Columns that share a scale."""
-    for group in GROUPS if wanted is None else (wanted,):
-        misfit = next((weight for weight in layers.values() if weight.shape[1] % group), None)
-        if misfit is None and group % min(GROUPS) == 0:
-            return group
-    name = "--group" if misfit is None else misfit.name
-    inputs = "" if misfit is None else f"; the layer has {misfit.shape[1]} inputs"
-    raise TrueaxisError(f"{name}: groups are multiples of 32 that divide every layer's inputs, found {group}{inputs}")
+    step, shared = min(GROUPS), gcd(*(weight.shape[1] for weight in layers.values())) or max(GROUPS)
+    allowed = [group for group in range(step, shared + 1, step) if shared % group == 0]
+    if not allowed:
+        misfit = next(weight for weight in layers.values() if weight.shape[1] % step)
+        raise TrueaxisError(
+            f"{misfit.name}: groups are multiples of {step} that divide every layer's inputs, and this layer has "
+            f"{misfit.shape[1]}; export as gguf or safetensors"
+        )
+    if wanted is not None and wanted not in allowed:
+        raise TrueaxisError(
+            f"--group {wanted}: groups are multiples of {step} that divide every layer's inputs; of this model these "
+            f"are {', '.join(map(str, allowed))}"
+        )
+    return wanted or max(group for group in GROUPS if group in allowed)
 
 
 def _moments(checkpoint: Checkpoint, weights: tuple[Weight, ...], wanted: Wanted) -> tuple[Any, tuple[str, ...]]:

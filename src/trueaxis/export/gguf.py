@@ -116,7 +116,8 @@ def write_gguf(checkpoint: Checkpoint, file: str | Path, kind: str = "F16") -> t
     Args:
         checkpoint: Of an architecture in `ARCHITECTURES`.
         file: To write.
-        kind: Of the matrices, one of `GGUF_TYPES`. With 4 or 5 bits the head takes Q8_0, and so does a tied embedding.
+        kind: Of the matrices, one of `GGUF_TYPES` in any case. With 4 or 5 bits the head takes Q8_0, and so does a tied
+            embedding.
 
     Returns:
         What the file lacks or has otherwise than asked for, a sentence each.
@@ -125,12 +126,13 @@ def write_gguf(checkpoint: Checkpoint, file: str | Path, kind: str = "F16") -> t
         CheckpointError: Something in the checkpoint has no place in such a file; names it.
         TrueaxisError: The package gguf is missing, or the type is unknown.
     """
-    if kind not in GGUF_TYPES:
-        raise TrueaxisError(f"{file}: {kind!r} is no type that GGUF files are written in: {', '.join(GGUF_TYPES)}")
+    if kind.upper() not in GGUF_TYPES:
+        raise TrueaxisError(f"{kind!r} is no type that GGUF files are written in; known: {', '.join(GGUF_TYPES)}")
     if find_spec("gguf") is None:
-        raise TrueaxisError(f"{file}: GGUF files need the package gguf; install it: pip install 'trueaxis[export]'")
+        raise TrueaxisError("GGUF files need the package gguf; install it with: pip install 'trueaxis[export]'")
     import gguf
 
+    kind = kind.upper()
     places, config = gguf_places(checkpoint), _configuration(checkpoint)
     factors = _rope_factors(checkpoint, config)
     kinds = {name: _kind(checkpoint, name, kind) for name in places}

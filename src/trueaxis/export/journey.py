@@ -16,7 +16,7 @@ from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
 from trueaxis.runtime.load import unpack
 from trueaxis.runtime.members import member_path
-from trueaxis.staging import check_free, staged_directory
+from trueaxis.staging import check_free, require_apart, staged_directory
 from trueaxis.types import TrueaxisError
 
 FORMATS = ("safetensors", "gguf", "compressed-tensors")
@@ -103,6 +103,8 @@ def export(
         raise TrueaxisError(f"format {format} rounds by itself: leave out --group, --calibration and --statistics")
     read = [out, *calibration, *(path for path in (base, statistics) if path is not None)]
     check_free(Path(directory), overwrite, read)
+    if is_compressed(out):
+        require_apart(directory, out)
     wanted = Wanted(type, group, calibration, statistics, seed, threads, device, progress)
     if format == "safetensors":
         return _report(unpack(out, directory, type, overwrite=overwrite, base=base, member=member), format)
@@ -127,13 +129,18 @@ def ordinary(source: Path, folder: Path, base: str | Path | None) -> Iterator[Ch
         yield Checkpoint.open(source)
         return
     with tempfile.TemporaryDirectory(prefix=".export.", suffix=".partial", dir=folder) as plain:
-        yield Checkpoint.open(unpack(source, Path(plain) / source.resolve().name, base=base))
+        path = unpack(source, Path(plain) / source.resolve().name, base=base)
+        try:
+            yield Checkpoint.open(path)
+        except TrueaxisError as error:  # who reads it knows the directory that was given
+            error.args = (str(error).replace(str(path), str(source)),)
+            raise
 
 
 def _gguf(checkpoint: Checkpoint, directory: Path, wanted: Wanted) -> tuple[str, ...]:
     from trueaxis.export.gguf import write_gguf
 
-    return write_gguf(checkpoint, directory / "model.gguf", (wanted.type or "F16").upper())
+    return write_gguf(checkpoint, directory / "model.gguf", wanted.type or "F16")
 
 
 def _compressed_tensors(checkpoint: Checkpoint, directory: Path, wanted: Wanted) -> tuple[str, ...]:

@@ -32,6 +32,22 @@ def is_adapter(path: Path) -> bool:
     return (path / CONFIG).is_file() and not (path / "config.json").exists()
 
 
+def dearer_than_adapter(adapter: Path, file_bytes: int) -> list[str]:
+    """A note where a member takes more bytes than the adapter it was made of.
+
+    Args:
+        adapter: Directory of the adapter.
+        file_bytes: Of the member.
+    """
+    own = (adapter / WEIGHTS).stat().st_size
+    if file_bytes <= own:
+        return []
+    return [
+        f"the member takes {file_bytes:,} bytes, {adapter.name} itself {own:,}: at this rate the adapter is the "
+        f"smaller file, and exact; ask for fewer bits, or keep the adapter"
+    ]
+
+
 def merged(adapter: Path, base: Path, out: Path) -> Path:
     """Writes the base with an adapter added to it.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from trueaxis.align.gauge import identity
 from trueaxis.align.network import Network
 from trueaxis.container import is_compressed
-from trueaxis.family.adapter import is_adapter, merged
+from trueaxis.family.adapter import dearer_than_adapter, is_adapter, merged
 from trueaxis.family.delta import Delta
 from trueaxis.header import is_tensor_name
 from trueaxis.lossless.journey import compress_lossless, exact_entry
@@ -33,7 +33,7 @@ from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.base_model import BaseModel, fingerprint
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, write_members
-from trueaxis.stages import Identity, NoTuning
+from trueaxis.stages import Identity, NoDrift, NoTuning
 from trueaxis.staging import check_free
 from trueaxis.types import Aligned, CompressionReport, TrueaxisError
 
@@ -84,6 +84,7 @@ def compress_family(
     names = _checked_names(members)
     if not isinstance(chosen.align, Identity):
         raise TrueaxisError("a family keeps the checkpoint's own axes: give a recipe whose align stage is 'identity'")
+    chosen = replace(chosen, drift=NoDrift())  # blocks of a member are not what its file alone decodes to
     if not isinstance(chosen.tune, NoTuning):
         raise TrueaxisError("members of a family are not tuned: give a recipe that does not tune")
     if not bits_delta > 0:
@@ -108,7 +109,9 @@ def compress_family(
                 seed=seed, threads=threads or default_threads(), device=device, progress=progress,
             )  # fmt: skip
             target = prepared.checkpoint.bytes_at(bits_delta)
-            reports[name] = prepared.save(prepared.fit(target), root / MEMBERS / name, False, begun, target)
+            files = prepared.fit(target)
+            notes = dearer_than_adapter(member, files.file_bytes) if is_adapter(member) else []
+            reports[name] = prepared.save(files, root / MEMBERS / name, False, begun, target, notes=notes)
         listed = [*listed, name]
         write_members(root, listed)
     return FamilyReport(report, reports)

@@ -72,7 +72,7 @@ def obtain_statistics(
         measured = replace(measured, sensitivities=assume_sensitivities(checkpoint, weights, measured))
     else:
         measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress, journal)
-    measured = replace(measured, source=source)
+    measured = replace(measured, source=source, text=parts[0])
     if file is not None:
         measured.save(file)
     return measured
@@ -115,6 +115,8 @@ def calibration_tokens(
     Raises:
         CalibrationError: The statistics were made from a text that is not at hand.
     """
+    if statistics.text is not None:
+        return statistics.text
     if calibration:
         tokens = read_tokens(checkpoint.path, calibration)[0]
         if hash_tokens(tokens) in statistics.text_hashes:

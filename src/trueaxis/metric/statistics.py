@@ -58,6 +58,7 @@ class Statistics:
         unrun: Why the model could not be run at all; empty if it was.
         source: "text" that was given, "sampled" from the model, or "text, sampled" where both were merged.
         scratch: Where moments are held.
+        text: Token ids [sequences, length] that were read first, where they were measured in this run.
     """
 
     sums: Mapping[str, Array]
@@ -74,6 +75,7 @@ class Statistics:
     unrun: str = ""
     source: str = "text"
     scratch: NoScratch = field(default=NO_SCRATCH, repr=False, compare=False)
+    text: Array | None = field(default=None, repr=False, compare=False)
     _moments: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property

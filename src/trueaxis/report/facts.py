@@ -7,6 +7,7 @@ analyze --json, compare --json, eval --json ┴─▶ checked ─▶ Facts
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from trueaxis.sweep import Sweep
 from trueaxis.types import CompressionReport, Evaluation, TrueaxisError
 
 SLACK = 1e-3
+WIDEST = 64  # bits of the largest number that a checkpoint can hold
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ def _read_comparison(file: str | Path) -> ComparisonReport | Sweep:
     read = _restored(kind, found, file, command)
     for row in read.rows:
         _check_figures(row, file)
+        _check_rates(row, read.parameters, file)
     return read
 
 
@@ -149,15 +152,29 @@ def _check_figures(row: Any, file: str | Path) -> Any:
     return row
 
 
+def _check_rates(row: Any, parameters: int, file: str | Path) -> None:
+    """Refuses rates that are not those of the bytes, and limits that no tensor has."""
+    rate = row.file_bytes * 8 / max(parameters, 1)
+    if not (row.file_bytes > 0 and math.isclose(row.bits_per_param, rate, rel_tol=SLACK)):
+        raise TrueaxisError(
+            f"{file}: {row.bits_per_param} bits per parameter: {row.file_bytes} bytes of {parameters:,} parameters "
+            f"are {rate:.4g}"
+        )
+    if row.limit_bits_per_param is not None and not 0 <= row.limit_bits_per_param <= WIDEST:
+        raise TrueaxisError(f"{file}: a limit of {row.limit_bits_per_param} bits per parameter: no weights have that")
+
+
 def _object(file: str | Path) -> dict[str, Any]:
     try:
-        found = json.loads(Path(file).read_text(encoding="utf-8"))
+        found = json.loads(Path(file).read_text(encoding="utf-8-sig"))  # some shells write a mark of the byte order
     except OSError as error:
         raise TrueaxisError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise TrueaxisError(f"{file}: is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise TrueaxisError(f"{file}: expected one JSON object, found {type(found).__name__}")
+    if found.keys() == {"error", "message"}:
+        raise TrueaxisError(f"{file}: the command that wrote it failed: {found['message']}; run it again")
     return found
 
 

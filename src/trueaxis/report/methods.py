@@ -16,8 +16,9 @@ from trueaxis.report.figure import COLOURS, SYMBOLS, Cell, Figure, Missing, Plot
 if TYPE_CHECKING:
     from trueaxis.curve import Found, Row
 
+DASHES = ("solid", "dot", "dashdot")
 TWIN = "as {0.name} {0.setting}"
-"""Setting of the row of the default recipe at the size of a peer's row."""
+"""Setting of our row beside a peer's row."""
 
 
 def rate_distortion(facts: Facts) -> Figure:
@@ -43,7 +44,7 @@ def rate_distortion(facts: Facts) -> Figure:
         name, title, sentence,
         plots=(Plot(
             "Curves of KL over bits per parameter, one for every method, as in the table below", _traces(facts, found),
-            {"xaxis": {"title": {"text": "bits per parameter, every byte counted"}},
+            {"xaxis": {"title": {"text": "bits per parameter, every byte counted"}, "nticks": 12},
              "yaxis": {"title": {"text": "KL, nats per token"}, "type": "log", "exponentformat": "power",
                        "minor": {"showgrid": True}, **_ticks(found)}},
             height=520,
@@ -66,15 +67,15 @@ def _absent(found: Found) -> list[Table]:
 
 
 def _traces(facts: Facts, found: Found) -> list[dict[str, Any]]:
-    traces = [
-        _trace(method, rows, number, is_peer(rows[0]))
-        for number, (method, all_rows) in enumerate(curves(found).items())
-        if (rows := drawn(all_rows))
-    ]
+    kept = {method: rows for method, all_rows in curves(found).items() if (rows := drawn(all_rows))}
+    recipes = sorted((name for name in kept if not is_peer(kept[name][0])), key=lambda name: name != OWN)
+    traces = [_recipe_trace(method, kept[method], number) for number, method in enumerate(recipes)]
+    peers = [method for method in kept if method not in recipes]
+    traces += [_peer_trace(method, kept[method], number) for number, method in enumerate(peers)]
     if limit := limit_curve(found):
         traces.append({
             "type": "scatter", "mode": "lines", "name": "limit of Gaussian weights", "x": [bits for bits, _ in limit],
-            "y": [kl_nats for _, kl_nats in limit], "line": {"color": "var(--muted)", "dash": "dash", "width": 2},
+            "y": [kl_nats for _, kl_nats in limit], "line": {"color": "var(--ink)", "dash": "dash", "width": 1.5},
             "hovertemplate": "limit: %{x:.3f} bits, KL %{y:.3g}<extra></extra>",
         })  # fmt: skip
     known = facts.evaluation
@@ -82,17 +83,40 @@ def _traces(facts: Facts, found: Found) -> list[dict[str, Any]]:
         traces.append({
             "type": "scatter", "mode": "markers", "name": "this file", "x": [facts.inspection["bits_per_param"]],
             "y": [known.kl_nats], "hovertemplate": "this file: %{x:.3f} bits, KL %{y:.3g}<extra></extra>",
-            "marker": {"symbol": "circle-open", "size": 17, "color": "var(--ink)", "line": {"width": 2}},
+            "marker": {"symbol": "circle-cross-open", "size": 17, "color": "var(--ink)", "line": {"width": 2}},
         })  # fmt: skip
     return traces
 
 
-def _trace(method: str, rows: Sequence[Row], number: int, peer: bool) -> dict[str, Any]:
-    colour = "var(--ink)" if peer else COLOURS[number % len(COLOURS)]
+def _recipe_trace(method: str, rows: Sequence[Row], number: int) -> dict[str, Any]:
+    """A line; a second round of colours has other marks and is dotted."""
+    turn, place = divmod(number, len(COLOURS))
+    return {
+        **_points(method, rows),
+        "mode": "lines+markers",
+        "line": {
+            "color": COLOURS[place],
+            "width": 3.5 if method == OWN else 2,
+            "dash": DASHES[turn % len(DASHES)],
+        },
+        "marker": {"color": COLOURS[place], "size": 8, "symbol": SYMBOLS[(place + turn) % len(SYMBOLS)]},
+    }
+
+
+def _peer_trace(method: str, rows: Sequence[Row], number: int) -> dict[str, Any]:
+    """Open marks."""
+    symbol = f"{SYMBOLS[number % len(SYMBOLS)]}-open"
+    return {
+        **_points(method, rows),
+        "mode": "markers",
+        "marker": {"color": "var(--ink)", "size": 11, "symbol": symbol, "line": {"width": 2}},
+    }
+
+
+def _points(method: str, rows: Sequence[Row]) -> dict[str, Any]:
     bounds = [row.kl_interval or (row.kl_nats, row.kl_nats) for row in rows]
     return {
         "type": "scatter",
-        "mode": "markers" if peer else "lines+markers",
         "name": plain(method),
         "x": [row.bits_per_param for row in rows],
         "y": [row.kl_nats for row in rows],
@@ -102,20 +126,13 @@ def _trace(method: str, rows: Sequence[Row], number: int, peer: bool) -> dict[st
             "thickness": 1.2,
             "width": 3,
         },
-        "line": {"color": colour, "width": 3.5 if method == OWN else 2},
-        "marker": {
-            "color": colour,
-            "size": 11 if peer else 8,
-            "symbol": SYMBOLS[number % len(SYMBOLS)] + ("-open" if peer else ""),
-            "line": {"width": 2 if peer else 0},
-        },
         "text": [plain(_setting(row)) for row in rows],
         "hovertemplate": f"{plain(method)}, %{{text}}: %{{x:.3f}} bits, KL %{{y:.3g}}<extra></extra>",
     }
 
 
 def method_tables(facts: Facts) -> list[Table]:
-    """KL of every recipe at every rate; peers beside the default recipe at the very same bytes."""
+    """KL of every recipe at every rate; peers beside ours at the very same bytes."""
     found = facts.comparison
     if found is None:
         return []
@@ -139,19 +156,21 @@ def method_tables(facts: Facts) -> list[Table]:
 
 
 def _peer_table(found: Found) -> list[Table]:
-    twins = {row.setting: row for row in found.rows if isinstance(row, ComparisonRow) and row.name == OWN}
+    twins = {row.setting: row for row in found.rows if isinstance(row, ComparisonRow) and not is_peer(row)}
     pairs = [
         (row, twins.get(TWIN.format(row))) for row in found.rows if isinstance(row, ComparisonRow) and is_peer(row)
     ]
     if not pairs:
         return []
     return [Table(
-        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their very size",
-        ("method", "bytes", "bits per parameter", "its KL", "KL of the default recipe"),
+        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their very size; "
+        "beside a lossless one our lossless file",
+        ("method", "bytes", "bits per parameter", "its KL", "our bytes", "our KL"),
         [
             (
                 f"{row.name} {row.setting}", f"{row.file_bytes:,}", f"{row.bits_per_param:.2f}",
                 _kl_cell(row, min(row.kl_nats, twin.kl_nats if twin else row.kl_nats)),
+                f"{twin.file_bytes:,}" if twin else "–",
                 _kl_cell(twin, min(row.kl_nats, twin.kl_nats)) if twin else Cell("not that large"),
             )
             for row, twin in sorted(pairs, key=lambda pair: pair[0].file_bytes)

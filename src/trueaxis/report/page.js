@@ -2,6 +2,7 @@
 "use strict";
 
 const NARROW = 640;
+const LINE = 19, SHORT_LEGEND = 8; // pixels of a legend's entry; entries that need no room beyond the plot's own
 
 /** The same with every "var(--name)" replaced by the value of that property. */
 function coloured(value, style) {
@@ -25,7 +26,7 @@ function base(narrow) {
     font: { family: 'system-ui, "Segoe UI", Roboto, "Liberation Sans", sans-serif', size: narrow ? 12 : 13.5, color: "var(--ink)" },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     margin: { l: 8, r: 8, t: 12, b: 8 }, dragmode: false,
-    legend: { orientation: "h", x: 0, y: -0.16, yanchor: "top", yref: "paper", font: { size: narrow ? 12 : 13 } },
+    legend: { orientation: "h", x: 0, y: narrow ? -0.22 : -0.16, yanchor: "top", yref: "paper", font: { size: narrow ? 12 : 13 } },
     hoverlabel: { bgcolor: "var(--ink)", bordercolor: "var(--ink)", font: { color: "var(--page)" } },
   };
 }
@@ -40,11 +41,19 @@ function merged(under, over) {
   return result;
 }
 
+/** Pixels that a narrow plot needs beyond its height, for a legend of one entry a line. */
+function longer(data) {
+  const entries = data.filter((trace) => trace.name && trace.showlegend !== false).length;
+  return LINE * Math.max(0, entries - SHORT_LEGEND);
+}
+
 function draw() {
   const style = getComputedStyle(document.documentElement);
   for (const place of document.querySelectorAll("[data-plot]")) {
     const plot = JSON.parse(document.getElementById(place.dataset.plot).textContent);
-    const layout = merged(base(place.clientWidth < NARROW), plot.layout);
+    const narrow = place.clientWidth < NARROW;
+    const layout = merged(base(narrow), plot.layout);
+    place.style.height = `${plot.height + (narrow ? longer(plot.data) : 0)}px`;
     Plotly.react(place, coloured(plot.data, style), coloured(layout, style), { responsive: true, displayModeBar: false });
   }
 }

@@ -19,6 +19,7 @@ from trueaxis.report.methods import rate_distortion
 from trueaxis.report.size import headline, spent
 from trueaxis.report.structure import function_residual
 from trueaxis.report.tensors import by_tensor, gap, over_depth
+from trueaxis.staging import require_apart
 from trueaxis.types import TrueaxisError
 
 FIGURES: tuple[Callable[[Facts], Figure], ...] = (
@@ -39,7 +40,7 @@ def report(
 
     Args:
         out: Directory written by `trueaxis.compress`.
-        output: The .html file to write; it is replaced if it exists.
+        output: The .html file to write, outside of `out`; it is replaced if it exists.
         analysis: What `trueaxis analyze MODEL --json` printed.
         comparison: What `trueaxis compare MODEL --json` or `trueaxis sweep MODEL --json` printed.
         evaluation: What `trueaxis eval OUT --reference MODEL --json` printed.
@@ -55,6 +56,7 @@ def report(
         >>> trueaxis.report("llama-3bit", "page.html", analysis="analysis.json")   # doctest: +SKIP
     """
     check_page(output)
+    require_apart(output, out)
     facts = read_facts(out, analysis, comparison, evaluation)
     return write_page(render(facts.name, [figure(facts) for figure in FIGURES]), Path(output))
 
@@ -98,7 +100,7 @@ def render(name: str, figures: list[Figure]) -> str:
 def _specification(plot: Any) -> dict[str, Any]:
     """What page.js draws."""
     found = asdict(plot)
-    return finite({"data": found["data"], "layout": found["layout"]})
+    return finite({"data": found["data"], "layout": found["layout"], "height": found["height"]})
 
 
 def write_page(text: str, file: Path) -> Path:

@@ -75,8 +75,8 @@ def function_residual(facts: Facts) -> Figure:
         name, title, sentence,
         plots=(Plot(
             "Curves of the share of energy left in the residual over the rank of f, one per kind of tensor", curves,
-            {"xaxis": {"title": {"text": "rank of f, of full rank"}, "tickformat": ".0%", "range": [0, 1]},
-             "yaxis": {"title": {"text": "energy left in r"}, "tickformat": ".0%", "range": [0, 1.02]}},
+            {"xaxis": {"title": {"text": "rank of f, of full rank"}, "tickformat": ".0%", "range": [-0.01, 1.01]},
+             "yaxis": {"title": {"text": "energy left in r"}, "tickformat": ".0%", "range": [-0.02, 1.02]}},
             height=460,
         ),),
         tables=(Table(

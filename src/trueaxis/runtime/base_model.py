@@ -38,6 +38,8 @@ def find_base(container: Container, given: str | Path | None) -> Path:
     name = container.header.get("base")
     if given is None and name is None:
         raise FormatError(f"{container.path}: tensors go beside a base that the header does not name; it is damaged")
+    if given is None and not isinstance(container.path, Path):
+        raise TrueaxisError(f"{container.path}: was compressed beside the base {name!r}; give its directory as base")
     path = Path(given) if given is not None else root_above(container.path) / str(name)
     if not path.is_dir():
         raise TrueaxisError(

@@ -22,6 +22,7 @@ from trueaxis.entropy.stream import (
     decode_shared,
     decode_shared_values,
     decode_values,
+    shared_stream,
 )
 from trueaxis.header import DTYPES, TensorInfo
 from trueaxis.parallel import default_threads, ordered_map
@@ -261,8 +262,8 @@ class Decoder:
     @cached_property
     def _products(self) -> list[str]:
         """Names of all tensors that are another one times a matrix."""
-        records = {name: self._records(name) for name in self.names()}
-        return [name for name, found in records.items() if len(found) > 1 and alias_name(found) is not None]
+        kinds = {name: [kind for kind, _ in self.container.outline(name)] for name in self.names()}
+        return [name for name, found in kinds.items() if len(found) > 1 and found[0] == RecordType.ALIAS]
 
     def _matrix(self, info: TensorInfo, parts: Sequence[Matrix], index: int, dtype: torch.dtype) -> torch.Tensor:
         """The matrix, or product of two, that starts at a part, oriented as the tensor (or its slice) is; bfloat16 if
@@ -315,7 +316,11 @@ class Decoder:
                 members = self._members[number]
                 parsed = {name: self.residuals(name) for name in dict.fromkeys(name for name, _ in members)}
                 headers = [parsed[name][index] for name, index in members]
-                decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
+                try:
+                    decoded = decode_shared_values(self._shared[number], headers, tables, bfloat16)
+                except FormatError:
+                    self._check_records()
+                    raise
                 self._cached = {key: found for key, found in self._cached.items() if key[0] == number}
                 self._cached[number, bfloat16] = dict(zip(members, decoded, strict=True))
             return self._cached[number, bfloat16]
@@ -326,18 +331,33 @@ class Decoder:
         members: list[list[tuple[str, int]]] = [[] for _ in self._shared]
         latest = 0
         for name in self.names():
-            for index, part in enumerate(matrices(self.container.tensors[name], self.container.records(name))):
-                if (shared := part.shared(name)) is None:
+            found = (head for kind, head in self.container.outline(name) if kind == RecordType.RESIDUAL)
+            for index, head in enumerate(found):
+                if (shared := _shared(name, head)) is None:
                     continue
                 if not latest <= shared < len(members):
+                    self._check_records()
                     raise FormatError(f"{name}: shared stream {shared} is missing or out of order")
                 latest = shared
                 members[latest].append((name, index))
         return members
 
+    def _check_records(self) -> None:
+        """Compares all checksums: a damaged record may have hidden a member of a shared stream, or made one up."""
+        for name in self.names():
+            self._records(name)
+
 
 def _is_alias(records: Sequence[Record]) -> bool:
     return len(records) == 1 and records[0].type == RecordType.ALIAS
+
+
+def _shared(name: str, head: bytes) -> int | None:
+    """Number of the shared stream that holds the indices of a residual record of which this is the beginning."""
+    try:
+        return shared_stream(head)
+    except (ValueError, IndexError) as error:
+        raise FormatError(f"{name}: residual record: {error}; the file is damaged") from error
 
 
 def _cast(value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:

@@ -50,13 +50,12 @@ class HeldDecoder(Decoder):
         self.device = torch.device(device)
         self._held: dict[str, list[Record]] = {}
         self._parsed: dict[str, list[Matrix]] = {}
-        members = self._members  # what needs the payloads comes first
+        _ = self._members, self._products  # found by a look at the files, now
         for name in self.names():
             records = super()._records(name)
             self._parsed[name] = [self._without_payload(name, part) for part in self._matrices_of(name, records)]
             coded = (RecordType.RESIDUAL, RecordType.TRANSFORM)
             self._held[name] = [replace(one, payload=b"") if one.type in coded else one for one in records]
-        self._members = members
 
     @property
     def held_bytes(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
-from trueaxis.runtime.resident import residence_of
+from trueaxis.runtime.resident import Residence, residence_of
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -56,9 +57,18 @@ def load(
     Example:
         >>> model = trueaxis.load("model-3bit")   # doctest: +SKIP
     """
-    path = member_path(path, member)
     place = torch_device(device)
-    residence = residence_of(resident, place)
+    return built(member_path(path, member), residence_of(resident, place), place, dtype, base)
+
+
+def built(
+    path: str | Path,
+    residence: Residence,
+    place: torch.device,
+    dtype: torch.dtype | None = None,
+    base: str | Path | None = None,
+) -> PreTrainedModel:
+    """As `load`, of one directory, its weights kept in a form of the caller's."""
     decoder = residence.open(Path(path), base, place)
     config, cls = _architecture(decoder)
     wanted = dtype or config.dtype
@@ -78,6 +88,35 @@ def load(
         for name, buffer in module._buffers.items():
             module._buffers[name] = None if buffer is None else buffer.to(place)
     return model.eval()
+
+
+def load_tensor(
+    path: str | Path, name: str, dtype: torch.dtype | None = None, base: str | Path | None = None
+) -> torch.Tensor:
+    """One tensor; of the files no more is read, or downloaded, than header, tables and what this tensor is made of.
+
+    Args:
+        path: Directory written by `trueaxis.compress`, or its address: "hf://owner/name" on the Hub, with @revision
+            after it or not, or any other that fsspec knows.
+        name: Of the tensor, in the original checkpoint.
+        dtype: By default that of the original.
+        base: As for `load`.
+
+    Raises:
+        FormatError: It is damaged, or there is no such directory.
+        TrueaxisError: There is no tensor of this name, or the address cannot be read.
+
+    Example:
+        >>> trueaxis.load_tensor("hf://me/llama-3bit", "model.norm.weight")   # doctest: +SKIP
+    """
+    try:
+        decoder = Decoder(path, base=base)
+        if name not in decoder.names():
+            near = get_close_matches(name, decoder.names(), 3)
+            raise TrueaxisError(f"{path}: holds no tensor {name!r}" + (f"; near it: {', '.join(near)}" if near else ""))
+        return decoder.tensor(name, dtype)
+    except (ImportError, ValueError, OSError) as error:
+        raise TrueaxisError(f"{path}: cannot be read: {error}") from error
 
 
 def _architecture(decoder: Decoder) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
 
-from trueaxis.entropy.stream import ResidualHeader, shared_stream, unpack_residual
+from trueaxis.entropy.stream import ResidualHeader, unpack_residual
 from trueaxis.entropy.varint import pack_varint, unpack_varint
 from trueaxis.header import DTYPES, TensorInfo
 from trueaxis.record import Record, RecordType
@@ -59,17 +59,6 @@ class Matrix:
             FormatError: It is damaged.
         """
         return unpack_residual(self.payload, self.rows, self.columns)
-
-    def shared(self, name: str) -> int | None:
-        """Number of the shared stream that holds the indices of this matrix of tensor `name`, or None.
-
-        Raises:
-            FormatError: The record is damaged.
-        """
-        try:
-            return shared_stream(self.payload)
-        except (ValueError, IndexError) as error:
-            raise FormatError(f"{name}: residual record: {error}; the file is damaged") from error
 
 
 def matrix_records(

@@ -5,6 +5,7 @@
     reflection   exchanges the last axis with that of the mean. A stream without a mean has nothing along the latter, so
                  matrices of models with layer norms are coded with one column, or row, of zeros
     diagonal     a multiple of the identity that a square matrix was coded without
+    orthogonal   stored factors of a rotation, see orthogonal.py
 
 Each is a record of its own: u8 kind, then what the kind needs. All bits of every result are part of the format.
 """
@@ -18,11 +19,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trueaxis.runtime.orthogonal import COLUMNS, KINDS, ROWS, parse_orthogonal
 from trueaxis.types import Array, Transform
 
 TRANSPOSE = b"\0"
 REFLECTION, DIAGONAL = 1, 2  # kinds
-COLUMNS, ROWS = 1, 2  # sides, a sum of these
 CHUNK_ENTRIES = 1 << 22
 PRODUCT_BITS = 19  # of every factor of a product: 2 · 19 + 15 = 53, what float64 adds up without rounding
 LARGEST_PRODUCT = 1 << 15  # terms of a sum
@@ -101,7 +102,7 @@ def parse_transform(payload: bytes, rows: int, columns: int) -> Transform | None
         if len(rest) != 4 or rows != columns or not math.isfinite(struct.unpack("<f", rest)[0]):
             raise ValueError(f"a diagonal is one finite float32 for a square matrix, not [{rows}, {columns}]")
         return Diagonal(struct.unpack("<f", rest)[0])
-    return None
+    return parse_orthogonal(payload, rows, columns) if kind and kind[0] in KINDS else None
 
 
 def decoded(values: Array, transforms: Sequence[Transform]) -> Array:

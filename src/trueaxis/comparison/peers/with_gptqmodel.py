@@ -14,8 +14,12 @@ import numpy as np
 import torch
 from dense import linear_names, read_tensors, tell, write_dense
 from gptqmodel import BACKEND, GPTQModel, QuantizeConfig  # type: ignore[import-not-found]
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 GROUP = 64
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 COUNTED = ("*.safetensors", "quantize_config.json")
 
 
@@ -23,7 +27,7 @@ def main() -> None:
     """`python with_gptqmodel.py MODEL "4 bits" FOLDER`, FOLDER with the files of comparison/inputs.py."""
     model, bits, folder = Path(sys.argv[1]), int(sys.argv[2].split()[0]), Path(sys.argv[3])
     made, begun = folder / "made", time.perf_counter()
-    quantize(model, bits, np.load(folder / "calibration.npy"), made)
+    quantize(with_tokenizer(model, folder), bits, np.load(folder / "calibration.npy"), made)
     seconds = time.perf_counter() - begun
     for pattern in COUNTED:
         for file in made.glob(pattern):
@@ -39,6 +43,20 @@ def main() -> None:
             fallbacks.append(f"{name}: not quantized")
     write_dense(model, tensors, folder)
     tell(time.perf_counter() - seconds, fallbacks)
+
+
+def with_tokenizer(model: Path, folder: Path) -> Path:
+    """The model, or, where it has no tokenizer, links to it beside one of bare numbers: the package loads no
+    model without, though it is given token ids."""
+    if any((model / name).exists() for name in TOKENIZERS):
+        return model
+    place, size = folder / "model", AutoConfig.from_pretrained(model).vocab_size
+    place.mkdir()
+    for file in model.iterdir():
+        (place / file.name).symlink_to(file)
+    numbers = Tokenizer(WordLevel({str(number): number for number in range(size)}, unk_token="0"))
+    PreTrainedTokenizerFast(tokenizer_object=numbers, unk_token="0", pad_token="0").save_pretrained(place)
+    return place
 
 
 def quantize(model: Path, bits: int, tokens: np.ndarray, out: Path) -> None:

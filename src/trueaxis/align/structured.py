@@ -1,0 +1,166 @@
+"""Structured: transforms that are stored with a matrix, and kept only where they pay for their own bytes.
+
+    plan ─▶ factor after factor that saves most by estimate ─▶ matrix and metric turned ─▶ planned again
+         └──────────── coded both ways at one c ─────────────▶ kept if rate + λ·D falls by more than its record
+
+What is quantized sees the transform as it decodes: coarse angles cost optimality, not accuracy. Symmetries of the
+network have had their turn by then, at no bytes at all; what is left to pay for is structure of single matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trueaxis.align.basis import SLOPE
+from trueaxis.align.described import Described, turned
+from trueaxis.align.factors import CANDIDATES, Candidate
+from trueaxis.assemble import count_symbols
+from trueaxis.entropy.model import fit_tables
+from trueaxis.entropy.stream import pack_residual
+from trueaxis.metric.metric import distance
+from trueaxis.parallel import ordered_map
+from trueaxis.passes import Job
+from trueaxis.quantize.budget import first_c
+from trueaxis.quantize.feedback import quantize
+from trueaxis.quantize.plan import Plan
+from trueaxis.quantize.start import settled_tables
+from trueaxis.stages import EFFORTS, NoTransform, Rans, Structured
+from trueaxis.types import Aligned, Array, Metric, Stored, Transform, Weight
+
+MARGIN = 0.25  # of the bits of a transform
+LEAST_BITS = 128.0
+MOST = 4  # factors of one matrix
+FRAME_BYTES = 8  # of a record
+SMALLEST = 2  # columns that can turn
+JUDGE = EFFORTS["scalar"].trellis
+Planned = Callable[[Weight, Array, Metric], Plan]
+"""(matrix, W in the coordinates of the file, metric there) ─▶ its plan."""
+
+
+def unturned(stage: NoTransform, jobs: Sequence[Job], planned: Planned, target_bits: float, threads: int) -> list[Job]:
+    """Matrices in the coordinates that alignment left them in."""
+    return list(jobs)
+
+
+def structured(stage: Structured, jobs: Sequence[Job], planned: Planned, target_bits: float, threads: int) -> list[Job]:
+    """Matrices with the transforms of their columns that pay.
+
+    Args:
+        stage: Of the recipe.
+        jobs: All matrices, planned.
+        planned: Plans those that turn once more.
+        target_bits: Of all of them together; sets the steps by which choices are judged.
+        threads: Matrices side by side.
+    """
+    c = first_c([job.plan for job in jobs], target_bits)
+    return ordered_map(lambda job: _turned_job(job, planned, c), jobs, threads)
+
+
+TURNERS: dict[type, Callable[[Any, Sequence[Job], Planned, float, int], list[Job]]] = {
+    NoTransform: unturned,
+    Structured: structured,
+}
+
+
+def found_for(described: Described, candidates: dict[str, Candidate] = CANDIDATES) -> list[tuple[str, Transform]]:
+    """Factors in the order of their records: of one kind while they pay by estimate, then of planes.
+
+    Args:
+        described: The matrix.
+        candidates: Kinds of factors; the one with which all saves most wins.
+    """
+    best: list[tuple[str, Transform]] = []
+    most = 0.0
+    for name in candidates:
+        found, then = _extended([], described, name, candidates[name])
+        if found and name != "planes" and "planes" in candidates:
+            found, then = _extended(found, then, "planes", candidates["planes"])
+        saved = described.bits - then.bits - paid_bits([transform for _, transform in found])
+        if saved > most:
+            best, most = found, saved
+    return best
+
+
+def _extended(
+    found: list[tuple[str, Transform]], described: Described, name: str, candidate: Candidate
+) -> tuple[list[tuple[str, Transform]], Described]:
+    """Factors with more of one kind, as long as each saves more than it costs; and the matrix under all of them."""
+    while len(found) < MOST:
+        best, then, most = None, described, 0.0
+        for factors in candidate(described):
+            moved = described
+            for factor in factors:
+                moved = moved.moved(factor)
+            saved = described.bits - moved.bits - paid_bits(factors) * (1 + MARGIN) - LEAST_BITS
+            if saved > most:
+                best, then, most = factors, moved, saved
+        if best is None:
+            break
+        found, described = [*found, *((name, factor) for factor in best)], then
+    return found, described
+
+
+def paid_bits(transforms: Sequence[Transform]) -> float:
+    """Bits of the records."""
+    return 8.0 * sum(len(transform.payload) + FRAME_BYTES for transform in transforms)
+
+
+def _turned_job(job: Job, planned: Planned, c: float) -> Job:
+    """The job under its transforms, if they pay when it is coded both ways."""
+    if job.coded is not job.weight or job.plan.weight.shape[1] < SMALLEST or job.plan.row_steps.shape[1] > 1:
+        return job  # a factor of a product, or a plan of groups
+    found = found_for(Described.planned(job.plan, c))
+    if not found:
+        return job
+    transforms = [transform for _, transform in found]
+    cost = turned_metric(job.plan.metric, transforms)
+    weight = np.ascontiguousarray(_undone(job.plan.weight, transforms))
+    plan = planned(replace(job.coded, space=None), weight, cost)
+    paid = paid_bits(transforms)
+    saved = coded_bits(job.plan, c) - coded_bits(plan, c) - paid
+    if saved < LEAST_BITS + MARGIN * paid:
+        return job
+    aligned = Aligned(
+        "+".join([job.aligned.coordinates, *(name for name, _ in found)]),
+        plan.weight,
+        turned_metric(job.aligned.metric, transforms),
+        (*job.aligned.transforms, *transforms),
+    )
+    told = Stored(job.coded.name, " · ".join(name for name, _ in found), round(paid), saved)
+    return replace(job, aligned=aligned, plan=plan, turned=told)
+
+
+def turned_metric(metric: Metric, transforms: Sequence[Transform]) -> Metric:
+    """The same D for errors of what is coded: H′ = T H Tᵀ."""
+
+    def moved(moment: Array | None) -> Array | None:
+        for transform in transforms:
+            moment = None if moment is None else turned(moment, transform)
+        return moment
+
+    return replace(
+        metric, second_moment=moved(metric.second_moment), embedding_moment=moved(metric.embedding_moment)
+    )  # fmt: skip
+
+
+def coded_bits(plan: Plan, c: float) -> float:
+    """Bits of a matrix by the scalar quantizer and its coder, and its distortion at the slope of c."""
+    plan = replace(plan, trellis=JUDGE)
+    tables = settled_tables(JUDGE, plan.rate_weight)
+    outcome = quantize(plan, c, tables)
+    fitted = fit_tables(count_symbols([outcome.quantized]), tables.offsets)
+    payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
+    lost = plan.metric.sensitivity * distance(outcome.errors, plan.metric)
+    return 8.0 * len(payload) + SLOPE * lost / c**2
+
+
+def _undone(values: Array, transforms: Sequence[Transform]) -> Array:
+    """W [m, n] as it is coded: in float64 from one transform to the next, rounded once."""
+    wide = values.astype(np.float64)
+    for transform in transforms:
+        wide = transform.undone(wide)
+    return wide.astype(values.dtype)
