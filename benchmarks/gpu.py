@@ -191,7 +191,10 @@ def generation(directory: Path, options: argparse.Namespace) -> None:
         command = [sys.executable, __file__, "--form", form, "--directory", str(directory)]
         command += ["--tokens", str(options.tokens), "--runs", str(options.runs)]
         command += ["--batches", *map(str, options.batches)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{form:22} failed: {done.stderr[-2000:]}", flush=True)
+            continue
         for key, value in json.loads(done.stdout.splitlines()[-1]).items():
             runs: Array | list[Any] = value if isinstance(value, list) else [value]
             shown = " ".join(f"{run:.3f}" if isinstance(run, float) else str(run) for run in runs)

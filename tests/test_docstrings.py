@@ -5,12 +5,18 @@ from __future__ import annotations
 import doctest
 import pkgutil
 from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
 import trueaxis
 
-MODULES = [found.name for found in pkgutil.walk_packages(trueaxis.__path__, "trueaxis.") if "_core" not in found.name]
+LEFT_OUT = ("_core",) if find_spec("triton") else ("_core", ".gpu.")
+MODULES = [
+    found.name
+    for found in pkgutil.walk_packages(trueaxis.__path__, "trueaxis.")
+    if not any(part in found.name for part in LEFT_OUT)
+]
 
 
 @pytest.mark.parametrize("name", ["trueaxis", *MODULES])

@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _finish(options: argparse.Namespace) -> int:
     try:
+        if getattr(options, "device", "cpu") != "cpu":
+            from trueaxis.processor import torch_device
+
+            options.device = str(torch_device(options.device))
         result, text = RUNS[options.command](options)
     except TrueaxisError as error:
         if options.json:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from trueaxis.entropy.stream import Describe, described, parts, unpack_shared
+from trueaxis.entropy.stream import Describe, described, fine_grid, parts, unpack_shared
 from trueaxis.record import RecordType
 from trueaxis.runtime.decode import check_finite, is_bounded
 from trueaxis.runtime.gpu.launch import Placed, decode, new_scratch, place, told
@@ -100,8 +100,6 @@ class GpuDecoder(HeldDecoder):
 
     def fine_grid(self, name: str) -> torch.Tensor:
         """As of a `HeldDecoder`, on the device."""
-        from trueaxis.entropy.stream import fine_grid
-
         name = self.alias(name) or name
         out = torch.empty(self.container.tensors[name].shape, dtype=torch.float32, device=self.device)
         self._run([(name, out)], True, fine_grid)

@@ -3,12 +3,10 @@
     stream ─▶ one warp: 32 lanes, strip after strip ─▶ columns [file order, rows] ─▶ in their places, [rows, columns]
               decode_streams                           scratch                       place_columns
 
-One launch decodes any number of streams; what it reads is in tables that plan.py makes. Where a strip has one scale
-code, all lanes of a row share a class: each holds one symbol's start, and lanes look for theirs by asking each other,
-since 32 loads from as many lines cost more than seven shuffles. Groups of four rows are decoded as if there were no
-escapes, and once more, row by row, where there were. A lane writes the four rows of its column together, so that the
-second launch finds them side by side. Damage is told in a status per stream; nothing beyond a stream's own bytes is
-read, whatever they say.
+One launch decodes any number of streams; what it reads is in tables that plan.py makes. Groups of four rows are decoded
+as if there were no escapes, and once more, row by row, where there were. A lane writes eight rows of its column in one
+go: every lane writes to a line of its own, and the number of these writes is what the speed depends on most. Damage is
+told in a status per stream; nothing beyond a stream's own bytes is read, whatever they say.
 
 References: Giesen, arXiv:1402.3392 (interleaved rANS and SIMD renormalization).
 """
@@ -27,7 +25,7 @@ import triton.language as tl
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 STREAM_FIELDS = tl.constexpr(8)
-STRIP_FIELDS = tl.constexpr(16)
+STRIP_FIELDS = tl.constexpr(12)
 MATRIX_FIELDS = tl.constexpr(8)
 ROWS = tl.constexpr(4)  # of bfloat16 in 64 bits
 TOTAL = tl.constexpr(4096)
@@ -59,11 +57,6 @@ BALLOT = tl.constexpr("""{
 }""")
 
 
-HALF_OF = tl.constexpr("""{
-    .reg .b32 both;
-    shfl.sync.idx.b32 both, $1, $2, 31, 0xffffffff;
-    prmt.b32 $0, both, 0, $3;
-}""")
 PREFETCH = tl.constexpr("prefetch.global.L1 [$1]; mov.u32 $0, 0;")
 
 
@@ -78,19 +71,6 @@ def ranked(flags, WARP: tl.constexpr):
         total = tl.sum(flags, 0)
         rank = tl.cumsum(flags, 0) - flags
     return rank, total
-
-
-@triton.jit
-def halves_of(values, lanes, chosen, WARP: tl.constexpr):
-    """The lower or upper 16 bits of what other lanes hold."""
-    if WARP:
-        selector = tl.where(chosen == 0, 0x4410, 0x4432)
-        found = tl.inline_asm_elementwise(
-            HALF_OF, "=r,r,r,r", [values, lanes, selector], dtype=tl.int32, is_pure=True, pack=1
-        )
-    else:
-        found = (tl.gather(values, lanes, 0) >> (chosen << 4)) & 0xFFFF
-    return found
 
 
 @triton.jit
@@ -137,52 +117,19 @@ def round_to_bfloat16(values):
 
 
 @triton.jit
-def quartered(starts, symbol, start, end, slot, quantizer, STEP: tl.constexpr, WARP: tl.constexpr):
-    """A quarter of the 4 · STEP symbols from `symbol` on: (first symbol, its start, where the quarter ends)."""
-    one = halves_of(starts, symbol + STEP, quantizer, WARP)
-    two = halves_of(starts, symbol + 2 * STEP, quantizer, WARP)
-    three = halves_of(starts, symbol + 3 * STEP, quantizer, WARP)
-    end = tl.where(one > slot, one, tl.where(two > slot, two, tl.where(three > slot, three, end)))
-    start = tl.where(three <= slot, three, tl.where(two <= slot, two, tl.where(one <= slot, one, start)))
-    passed = (one <= slot).to(tl.int32) + (two <= slot).to(tl.int32) + (three <= slot).to(tl.int32)
-    return symbol + passed * STEP, start, end
-
-
-@triton.jit
-def search(starts, slot, quantizer, LARGEST: tl.constexpr, WARP: tl.constexpr):
-    """(k, frequency, start) of the symbol at a slot, where all lanes share a class and hold its starts.
-
-    Args:
-        starts: int32, of the lane's own symbol in both quantizers' tables, 16 bits each.
-    """
-    symbol = slot * 0
-    start = symbol
-    end = symbol + TOTAL
-    if LARGEST == 7:
-        symbol, start, end = quartered(starts, symbol, start, end, slot, quantizer, 4, WARP)
-        symbol, start, end = quartered(starts, symbol, start, end, slot, quantizer, 1, WARP)
-    else:
-        symbol, start, end = quartered(starts, symbol, start, end, slot, quantizer, 8, WARP)
-        symbol, start, end = quartered(starts, symbol, start, end, slot, quantizer, 2, WARP)
-        middle = halves_of(starts, symbol + 1, quantizer, WARP)
-        symbol += (middle <= slot).to(tl.int32)
-        end = tl.where(middle > slot, middle, end)
-        start = tl.where(middle <= slot, middle, start)
-    frequency = end - start
-    k = tl.where((frequency == TOTAL) | (symbol > 2 * LARGEST), MARK, symbol - LARGEST)
-    return k, frequency, start
-
-
-@triton.jit
-def advance(x, position, frequency, slot, first, active, start, count, WARP: tl.constexpr):
-    """(coder's states, words taken) after a row."""
-    next_x = frequency.to(tl.uint32) * (x >> 12) + (slot - first).to(tl.uint32)
+def next_symbol(x, position, table, active, start, count, symbols, info, WARP: tl.constexpr):
+    """(k, its entry of `info`, coder's states, words taken) of a row."""
+    slot = (x & 0xFFF).to(tl.int32)
+    k = tl.load(symbols + ((table << 12) | slot)).to(tl.int32) + MARK
+    both = tl.load(info + (table * REACH + (k - MARK)))
+    first = ((both >> 12) & 0xFFF).to(tl.int32)
+    next_x = (both & 0xFFF).to(tl.uint32) * (x >> 12) + (slot - first).to(tl.uint32)
     needs = active & (next_x < FLOOR)
     rank, total = ranked(needs.to(tl.int32), WARP)
     at = position + rank
     word = tl.load(start + at, mask=needs & (at < count), other=0)
     next_x = tl.where(needs, (next_x << 16) | word.to(tl.uint32), next_x)
-    return tl.where(active, next_x, x), position + total
+    return k, both, tl.where(active, next_x, x), position + total
 
 
 @triton.jit
@@ -194,38 +141,24 @@ def value_in(both):
 @triton.jit
 def decode_rows(
     x, position, trellis, top, rows, own_rows, codes, code, steps, step, groups, start, count,
-    shift, on_parity, on_state, symbols, info, starts, scratch, target,
-    CLASSES: tl.constexpr, LARGEST: tl.constexpr, WIDE: tl.constexpr, SAME: tl.constexpr, WARP: tl.constexpr,
+    shift, on_parity, on_state, symbols, info, scratch, target,
+    CLASSES: tl.constexpr, WIDE: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     """Four rows without escapes: (bits of bfloat16 together, coder's states, words taken, trellis, whether a lane met
     an escape, so that all of these are worth nothing)."""
-    lane = tl.arange(0, 32)
     packed = tl.zeros([32], tl.uint64)
     marked = tl.zeros([32], tl.int32)
     classes = ()
     row_steps = ()
-    own_starts = ()
     for r in tl.static_range(ROWS):  # what does not wait for the rows before
         row = tl.minimum(top + r, rows - 1)
         row_steps = row_steps + (tl.load(steps + row.to(tl.int64) * groups),)
-        cls = tl.minimum(tl.maximum((tl.load(codes + row) + code) >> shift, 0), CLASSES - 1)
-        classes = classes + (cls,)
-        if SAME:
-            own_starts = own_starts + (tl.load(starts + cls * 32 + lane),)
+        classes = classes + (tl.minimum(tl.maximum((tl.load(codes + row) + code) >> shift, 0), CLASSES - 1),)
     for r in tl.static_range(ROWS):
         active = top + r < own_rows
         quantizer = trellis & 1
         table = quantizer * CLASSES + classes[r]
-        slot = (x & 0xFFF).to(tl.int32)
-        if SAME:
-            k, frequency, first = search(own_starts[r], slot, quantizer, LARGEST, WARP)
-            both = tl.load(info + (table * REACH + (k - MARK)))
-        else:
-            k = tl.load(symbols + ((table << 12) | slot)).to(tl.int32) + MARK
-            both = tl.load(info + (table * REACH + (k - MARK)))
-            frequency = (both & 0xFFF).to(tl.int32)
-            first = ((both >> 12) & 0xFFF).to(tl.int32)
-        x, position = advance(x, position, frequency, slot, first, active, start, count, WARP)
+        k, both, x, position = next_symbol(x, position, table, active, start, count, symbols, info, WARP)
         marked |= (active & (k == MARK)).to(tl.int32)
         trellis = (trellis >> 1) ^ ((-(k & 1)) & on_parity) ^ ((-quantizer) & on_state)
         value = value_in(both) * (step * row_steps[r])
@@ -252,14 +185,9 @@ def decode_escaped_rows(
         quantizer = trellis & 1
         cls = tl.minimum(tl.maximum((tl.load(codes + row) + code) >> shift, 0), CLASSES - 1)
         table = quantizer * CLASSES + cls
-        slot = (x & 0xFFF).to(tl.int32)
-        k = tl.load(symbols + ((table << 12) | slot)).to(tl.int32) + MARK
-        both = tl.load(info + (table * REACH + (k - MARK)))
-        frequency = (both & 0xFFF).to(tl.int32)
-        first = ((both >> 12) & 0xFFF).to(tl.int32)
-        x, position = advance(x, position, frequency, slot, first, active, start, count, WARP)
+        k, both, x, position = next_symbol(x, position, table, active, start, count, symbols, info, WARP)
         escaped = active & (k == MARK)
-        status |= tl.max(tl.where(escaped & (frequency == 0), ABSENT, 0), 0)
+        status |= tl.max(tl.where(escaped & ((both & 0xFFF) == 0), ABSENT, 0), 0)
         order_of_lane = tl.load(orders + cls + lane * 0)
         waiting = tl.where(escaped, lane, 32)
         next_lane = tl.min(waiting, 0)
@@ -287,7 +215,7 @@ def decode_escaped_rows(
 @triton.jit
 def decode_streams(
     words, escapes, streams, strips, column_codes, column_steps, column_groups, row_codes, row_steps,
-    symbols, info, starts, orders, scratch, statuses,
+    symbols, info, orders, scratch, statuses,
     LARGEST: tl.constexpr, CLASSES: tl.constexpr, WIDE: tl.constexpr, WARP: tl.constexpr,
 ):  # fmt: skip
     """Decodes one stream per program.
@@ -295,12 +223,11 @@ def decode_streams(
     Args:
         words: uint16, of all streams, initial states first.
         escapes: uint8, of all streams.
-        streams, strips: int64 [·, 8] and [·, 16], see plan.py.
+        streams, strips: int64 [·, 8] and [·, 12], see plan.py.
         column_codes, column_steps, column_groups: Of all columns, in file order.
         row_codes, row_steps: Of all rows, and of all rows × groups.
         symbols: uint8 [2, CLASSES, 4096]: k + 64 at every slot; 0 for an escape or where a table is absent.
         info: int64 [sets, 2, CLASSES, 128]: of k = −64 … 63, reconstruction << 32 | start << 12 | frequency.
-        starts: int32 [CLASSES, 32]: of both quantizers' symbols, where there are at most 32.
         orders: int32 [CLASSES], of escapes.
         scratch: What is decoded: float32, or int64 for four rows of bfloat16.
         statuses: int32 per stream.
@@ -340,31 +267,22 @@ def decode_streams(
         on_state = tl.load(part + 8).to(tl.int32)
         own_info = info + tl.load(part + 9) * (2 * CLASSES * REACH)
         target = tl.load(part + 10) + lane * tl.load(part + 11)
-        same = (LARGEST < 16) & (tl.load(part + 12) != 0)
         inside = lane < width
         own_rows = tl.where(inside, rows, 0)
         of_lane = column + tl.minimum(lane, width - 1)
         code = tl.load(column_codes + of_lane)
-        one_code = tl.load(column_codes + column)
         step = tl.load(column_steps + of_lane)
         steps = row_steps + tl.load(part + 4) + tl.load(column_groups + of_lane)
         trellis = tl.zeros([32], tl.int32)
-        for top in range(0, rows, ROWS):
+        before = tl.zeros([32], tl.uint64)
+        for top in range(0, tl.cdiv(rows, 2 * ROWS) * 2 * ROWS, ROWS):
             if WARP:
                 coming = start + tl.minimum(position + 64 + lane, count - 1)
                 tl.inline_asm_elementwise(PREFETCH, "=r,l", [coming], dtype=tl.int32, is_pure=False, pack=1)
-            if same:
-                packed, next_x, next_position, next_trellis, marked = decode_rows(
-                    x, position, trellis, top, rows, own_rows, codes, one_code, steps, step, groups, start, count,
-                    shift, on_parity, on_state, symbols, own_info, starts, scratch, target,
-                    CLASSES, LARGEST, WIDE, True, WARP,
-                )  # fmt: skip
-            else:
-                packed, next_x, next_position, next_trellis, marked = decode_rows(
-                    x, position, trellis, top, rows, own_rows, codes, code, steps, step, groups, start, count,
-                    shift, on_parity, on_state, symbols, own_info, starts, scratch, target,
-                    CLASSES, LARGEST, WIDE, False, WARP,
-                )  # fmt: skip
+            packed, next_x, next_position, next_trellis, marked = decode_rows(
+                x, position, trellis, top, rows, own_rows, codes, code, steps, step, groups, start, count,
+                shift, on_parity, on_state, symbols, own_info, scratch, target, CLASSES, WIDE, WARP,
+            )  # fmt: skip
             if tl.max(marked, 0) > 0:
                 packed, next_x, next_position, next_trellis, used, status = decode_escaped_rows(
                     x, position, trellis, used, status, top, rows, own_rows, codes, code, steps, step, groups, start,
@@ -375,7 +293,11 @@ def decode_streams(
             position = next_position
             trellis = next_trellis
             if not WIDE:
-                tl.store(scratch + (target + top) // ROWS, packed.to(tl.int64, bitcast=True), mask=inside)
+                if top // ROWS % 2 == 1:
+                    place = tl.multiple_of((target + top) // ROWS - 1, 2)[:, None] + tl.arange(0, 2)[None, :]
+                    both = tl.join(before, packed).to(tl.int64, bitcast=True)
+                    tl.store(scratch + place, both, mask=inside[:, None])
+                before = packed
 
     status |= tl.max(tl.where(known & (x != FLOOR), STATES, 0), 0)
     taken = tl.max(position, 0)

@@ -39,7 +39,7 @@ def decode(plan: Plan, coded: Coded, scratch: torch.Tensor, statuses: torch.Tens
     """
     decode_streams[(plan.streams.shape[0],)](
         coded.words, coded.escapes, plan.streams, plan.strips, plan.column_codes, plan.column_steps, plan.groups,
-        plan.row_codes, plan.row_steps, plan.tables.symbols, plan.info, plan.tables.starts, plan.tables.orders,
+        plan.row_codes, plan.row_steps, plan.tables.symbols, plan.info, plan.tables.orders,
         scratch, statuses,
         LARGEST=plan.tables.largest, CLASSES=plan.tables.classes, WIDE=plan.wide, WARP=not INTERPRETED,
         num_warps=1, num_stages=1, enable_fp_fusion=False,  # pyright: ignore[reportCallIssue]

@@ -4,8 +4,7 @@
 
     stream   first strip, last strip, lanes, words at, words, escapes at, bytes of escapes
     strip    first column, columns, rows, row codes at, row steps at, groups, shift, parity's and state's share in the
-             next state, set of values, where column 0 goes in the scratch, entries from column to column there, whether
-             all columns have one scale code
+             next state, set of values, where column 0 goes in the scratch, entries from column to column there
     matrix   first tile, rows, columns, places at, scratch at, stride, address of its values
 
 A plan holds no coded bytes; those are uploaded once, as `Coded`, and plans say where in it their streams lie.
@@ -27,7 +26,6 @@ from trueaxis.types import Array, FormatError
 # (h0, h1) of every trellis, as in docs/format.md.
 TRELLISES = ((0, 0), (0o5, 0o2), (0o13, 0o4), (0o23, 0o4), (0o45, 0o10), (0o103, 0o24), (0o327, 0o124), (0o753, 0o304))
 ESCAPE = -64  # k that marks an escape in the tables
-WARP = 32
 REACH = 128  # k = −64 … 63 in the table of values
 ALIGNMENT = 8  # 16-bit words between streams
 ROWS = 8  # of a column that the kernel writes at once
@@ -133,7 +131,6 @@ class DeviceTables:
         self.tables = tables
         self.entries = _entries(tables)
         self.symbols = torch.from_numpy(_symbols(tables)).to(device)
-        self.starts = torch.from_numpy(_paired_starts(tables)).to(device)
         self.orders = torch.from_numpy(tables.escape_orders.astype(np.int32)).to(device)
 
 
@@ -229,17 +226,13 @@ class Plan:
                     width = min(one.lanes, start + count - column)
                     scratch = self._scratch[number] + column * matrix.stride
                     place = (columns[number] + column, width, matrix.rows, codes[number], steps[number])
-                    own = matrix.column_codes[column : column + width]
-                    uniform = int((own == own[0]).all())
-                    strips.append(
-                        (*place, matrix.row_steps.shape[1], *shares, scratch, matrix.stride, uniform, 0, 0, 0)
-                    )
+                    strips.append((*place, matrix.row_steps.shape[1], *shares, scratch, matrix.stride))
             span = one.span
             body = span.words - 2 * one.lanes
             streams.append((first, len(strips), one.lanes, span.word, body, span.escape, span.escape_bytes, 0))
         if any(missing):
             raise FormatError("stream: columns of a matrix are missing or there twice; the file is damaged")
-        return np.array(strips, np.int64).reshape(-1, 16), np.array(streams, np.int64).reshape(-1, 8)
+        return np.array(strips, np.int64).reshape(-1, 12), np.array(streams, np.int64).reshape(-1, 8)
 
     def _check(self, work: Work) -> None:
         """What a stream can hold at most, as `entropy.stream` checks it."""
@@ -290,18 +283,6 @@ def _entries(tables: Tables) -> Array:
     found = np.zeros((*frequencies.shape[:2], REACH), np.int64)
     found[:, :, k - ESCAPE] = frequencies | (starts & TOTAL - 1) << 12
     return found
-
-
-def _paired_starts(tables: Tables) -> Array:
-    """int32 [classes, 32]: starts of the symbols of both quantizers' tables, 16 bits each; what no slot reaches where
-    there is no symbol, or no table, but for the first."""
-    _, frequencies, starts = _alphabet(tables)
-    found = np.full((*frequencies.shape[:2], WARP), TOTAL, np.int64)
-    if starts.shape[2] <= WARP:
-        present = frequencies.any(axis=2, keepdims=True)
-        found[:, :, : starts.shape[2]] = np.where(present, starts, TOTAL)
-        found[:, :, 0] = 0
-    return (found[0] | found[1] << 16).astype(np.int32)
 
 
 def _values(offsets: Array) -> Array:
