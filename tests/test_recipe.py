@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trueaxis.recipe import NAMED, Recipe, recipe
+from trueaxis.recipe import NAMED, Recipe, recipe, with_strips
 from trueaxis.stages import CHOICES, RANGES, STAGES, Feedback, Gauge, Gptq, InTurn, Rans
 from trueaxis.types import TrueaxisError
 
@@ -138,3 +138,11 @@ def test_unknown_names_list_the_known() -> None:
         match="'awq' is neither a file nor one of: at-once, best, default, fast, gauge, gptq, gptq-uniform, identity",
     ):
         recipe("awq")
+
+
+def test_strips_are_a_choice_of_the_coder() -> None:
+    found = with_strips("rtn", "gpu")
+    assert found.to_json()["stages"]["entropy"] == {"type": "rans", "lanes": 32, "chain": 1 << 16}
+    assert with_strips(found, "cpu") == recipe("rtn")
+    with pytest.raises(TrueaxisError, match="strips 'tpu' are not one of: cpu, gpu"):
+        with_strips("rtn", "tpu")

@@ -128,7 +128,7 @@ def test_golden_files(name: str) -> None:
 @few
 @given(st.integers(0, 1 << 32), st.sampled_from(["word", "escape", "cut", "more", "escapes cut"]), st.data())
 def test_damage_is_an_error_where_it_is_one_for_the_cpu(seed: int, kind: str, data: st.DataObject) -> None:
-    header, tables = coded(seed, 4, 40, 5, 32, 1 << 20, 30.0)
+    header, tables = coded(seed, 2, 14, 5, 16, 1 << 20, 12.0)
     stream, escapes = header.streams[0]
     changed = bytearray(escapes if kind.startswith("escape") else stream)
     if kind in ("word", "escape") and changed:
