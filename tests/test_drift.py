@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import torch
 
 import trueaxis
 from trueaxis.model.checkpoint import Checkpoint
@@ -14,7 +17,7 @@ from trueaxis.progress import silent
 from trueaxis.quantize.budget import OCTAVE_BITS
 from trueaxis.recipe import NAMED, Recipe
 from trueaxis.stages import Feedback, InTurn, NoDrift
-from trueaxis.turns import Allowance
+from trueaxis.turns import Allowance, Turns
 
 TURNS = Recipe(drift=InTurn(tokens=4096), quantize=Feedback(effort="scalar"))
 
@@ -38,7 +41,36 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
         one.save(files, tmp_path / name, overwrite=False, begun=0.0)
         found[name] = trueaxis.evaluate(tmp_path / name, tokens=unseen, reference=tiny_llama).kl_nats
     assert found["inputs"] < 0.9 * found["none"]
-    assert found["stream"] < found["inputs"]
+    assert found["stream"] < 0.9 * found["none"]
+
+
+def test_targets_are_the_least_squares_ones() -> None:
+    """Of y + η (r − r̃) on what the module reads, for two batches."""
+    rng = np.random.default_rng(9)
+
+    def batch(spread: float) -> list[dict[str, torch.Tensor]]:
+        shapes = {"o": (200, 6), "norm": (200, 4)}
+        return [
+            {name: torch.from_numpy(spread * rng.standard_normal(shape)) for name, shape in shapes.items()}
+            for _ in range(2)
+        ]
+
+    heard, errors = batch(1.0), batch(0.1)
+    drifted = [{name: one[name] + other[name] for name in one} for one, other in zip(heard, errors, strict=True)]
+    turns: Any = object.__new__(Turns)
+    turns._stage, turns._batches = InTurn(damping=1e-12, stream=0.5), [0, 1]
+    turns._course = SimpleNamespace(threads=1)
+    turns._walks = [None, SimpleNamespace(until=lambda number, _module: drifted[number])]
+    weight = rng.standard_normal((4, 6))
+    shift = turns._shift("o", "norm", heard)
+    original, compressed = (
+        {name: np.concatenate([one[name].numpy() for one in batches]) for name in ("o", "norm")}
+        for batches in (heard, drifted)
+    )
+    wanted = original["o"] @ weight.T + 0.5 * (original["norm"] - compressed["norm"])
+    expected = np.linalg.lstsq(compressed["o"], wanted, rcond=None)[0].T
+    assert np.allclose(weight + weight @ shift.inputs + shift.stream, expected, atol=1e-6)
+    assert turns._shift("o", None, heard).stream is None
 
 
 def test_without_the_text_the_report_says_so(tiny_llama: Path, tokens: Path, tmp_path: Path) -> None:

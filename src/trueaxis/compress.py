@@ -23,7 +23,7 @@ from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.resume import finished, inputs_of, journal_of
 from trueaxis.scratch import scratch_beside
-from trueaxis.staging import check_free
+from trueaxis.staging import check_free, writing
 from trueaxis.types import CompressionReport, TrueaxisError
 
 LEAST_MEMORY = 500_000_000  # bytes: libraries, and a little to work with
@@ -102,10 +102,11 @@ def compress(
             seed=seed, threads=threads or default_threads(), device=device, progress=progress, journal=journal,
         )  # fmt: skip
         prepared = replace(prepared, engine=rounding)
-        if target is None:
-            files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
-        else:
-            files, found = prepared.fit(target), None
+        with writing(Path(out)):  # files on the way to the last are written too, and read back
+            if target is None:
+                files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)
+            else:
+                files, found = prepared.fit(target), None
         return prepared.save(
             files, Path(out), overwrite, begun, target, found, journal.inputs or inputs, _too_little(memory)
         )

@@ -22,7 +22,7 @@ from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
-from trueaxis.staging import check_free
+from trueaxis.staging import check_free, writing
 from trueaxis.types import TrueaxisError
 
 
@@ -127,7 +127,9 @@ def sweep(
 
 def _row(prepared: Prepared, rate: float, directory: Path, compare: Comparison) -> SweepRow:
     started, target = time.perf_counter(), prepared.checkpoint.bytes_at(rate)
-    report = prepared.save(prepared.fit(target), directory, overwrite=False, begun=started, target=target)
+    with writing(directory):  # files on the way to the last are written too, and read back
+        files = prepared.fit(target)
+    report = prepared.save(files, directory, overwrite=False, begun=started, target=target)
     found = compare(directory)
     assert found.kl_nats is not None  # compared with a reference
     return SweepRow(

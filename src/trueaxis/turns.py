@@ -196,7 +196,7 @@ class Turns:
         first, other = self._walks = [Walk(model, blocks, self._batches) for model in (self.original, self.drifted)]
         for index, inside in enumerate(self._places.inside):
             modules = {module: space for space, module in inside.spaces.items()}
-            norms = set() if inside.experts else self._norms(inside.spaces)
+            norms = set() if inside.experts else self._norms(blocks[index], inside.spaces)
             with first.block(index, {*modules, *norms}), other.block(index, {*modules, *norms}):
                 self._through(modules, norms)
                 self._over(other.passed)
@@ -213,13 +213,15 @@ class Turns:
         self._fixed = 8.0 * files.file_bytes - sum(map(self._bits, self._found.values()))
         return files
 
-    def _norms(self, spaces: Iterable[str]) -> set[str]:
-        """Norms of a block that read the residual stream while matrices are added to it as they are."""
+    def _norms(self, block: str, spaces: Iterable[str]) -> set[str]:
+        """Norms of a block that read the residual stream while matrices are added to it as they are: modules."""
         family = family_of(self._course.checkpoint.config)
         if family is None or family.norms.placement != "pre" or self._stage.stream == 0:
             return set()
         jobs = [job for space in spaces for job in self._by_space.get(space, [])]
-        return {job.weight.norm.rpartition(".")[0] for job in jobs if job.weight.norm is not None}
+        stored = {job.weight.norm.rpartition(".")[0] for job in jobs if job.weight.norm is not None}
+        number = block.rpartition(".")[2]  # old files name what comes before it otherwise
+        return {f"{block}.{name.partition(f'.{number}.')[2]}" for name in stored}
 
     def _through(self, modules: Mapping[str, str], norms: Collection[str]) -> None:
         """Takes the original through a block, and quantizes what reads its modules, in their order.

@@ -274,7 +274,7 @@ def _slice(index: int) -> Record:
 @pytest.mark.parametrize(
     ("shape", "records", "message"),
     [
-        ((4, 5), [Record(RecordType.TRANSFORM, b"\3"), RESIDUAL], "transform of kind 03 is unknown"),
+        ((4, 5), [Record(RecordType.TRANSFORM, b"\6"), RESIDUAL], "transform of kind 06 is unknown"),
         ((4, 5), [Record(RecordType.TRANSFORM, b"\1"), RESIDUAL], "transform 01 is damaged"),
         ((4, 5), [Record(RecordType.TRANSFORM, b"\1\4"), RESIDUAL], "transform 0104 is damaged"),
         ((4, 5), [REFLECTED, TURN, RESIDUAL], "transform 00 is damaged or out of place"),
