@@ -44,6 +44,13 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
     assert found["stream"] < 0.9 * found["none"]
 
 
+def test_one_sequence_of_text_is_enough(tiny_llama: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", np.random.default_rng(3).integers(0, 128, (1, 1025)))
+    target = Checkpoint.open(tiny_llama).parameters * 5 // 8
+    found = _prepared(tiny_llama, tmp_path / "one.npy", target, TURNS).fit(target)
+    assert 0.99 * target < found.file_bytes <= target
+
+
 def test_targets_are_the_least_squares_ones() -> None:
     """Of y + η (r − r̃) on what the module reads, for two batches."""
     rng = np.random.default_rng(9)

@@ -214,7 +214,7 @@ def _add_run(command: Any) -> None:
     )  # fmt: skip
     command.add_argument(
         "--tune", action="store_true",
-        help="afterwards train the steps by KL on the calibration text: less loss at the same size, more time",
+        help="afterwards train the steps by KL on the calibration text: less loss at low rates, more time",
     )  # fmt: skip
     _add_calibration(command)
 

@@ -80,7 +80,8 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
 
 
 def _split(tokens: Array, read: int) -> tuple[Array, Array]:
-    """Sequences to learn from, and some that are kept back."""
+    """Sequences to learn from, and some that are kept back; of a single one, a half each."""
+    tokens = tokens if len(tokens) > 1 else tokens[:, : tokens.shape[1] // 2 * 2].reshape(2, -1)
     aside = max(1, min(len(tokens) // 8, KEPT_TOKENS // tokens.shape[1]))
     return tokens[:-aside][: max(1, read // tokens.shape[1])], tokens[-aside:]
 

@@ -116,7 +116,8 @@ def find_peers(names: Sequence[str]) -> list[Peer]:
         TrueaxisError: One is unknown; the message lists the names.
     """
     if unknown := sorted(set(names) - PEERS.keys()):
-        raise TrueaxisError(f"{unknown[0]}: no such peer; those known are {', '.join(PEERS)}")
+        known = f"those known are {', '.join(PEERS)}, and none is --peers alone"
+        raise TrueaxisError(f"{unknown[0]}: no such peer; {known}")
     return [PEERS[name] for name in names]
 
 

@@ -139,13 +139,19 @@ def _read_comparison(file: str | Path) -> ComparisonReport | Sweep:
 
 
 def _read_evaluation(file: str | Path) -> Evaluation:
-    return _check_figures(_restored(Evaluation, _object(file), file, "eval OUT"), file)
+    found = _check_figures(_restored(Evaluation, _object(file), file, "eval OUT"), file)
+    shares = [share for share in (found.top1_agreement, found.overlap) if share is not None]
+    if found.tokens < 1 or not all(0 <= share <= 1 for share in shares):
+        raise TrueaxisError(
+            f"{file}: {found.tokens} tokens, shares {shares}: expected at least one token, and shares from 0 to 1"
+        )
+    return found
 
 
 def _check_figures(row: Any, file: str | Path) -> Any:
     """Refuses what no model can have measured; sums in floating point may end just below 0."""
     low, high = row.kl_interval or (0.0, 0.0)
-    if not (row.kl_nats is None or row.kl_nats >= -SLACK) or not -SLACK <= low <= high:
+    if not (row.kl_nats is None or -SLACK <= row.kl_nats < math.inf) or not -SLACK <= low <= high:
         raise TrueaxisError(f"{file}: KL of {row.kl_nats} nats, interval {row.kl_interval}: no divergence can be that")
     if not row.perplexity >= 1.0 - SLACK:
         raise TrueaxisError(f"{file}: perplexity of {row.perplexity}, which is at least 1")

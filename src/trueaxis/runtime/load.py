@@ -93,7 +93,8 @@ def built(
 def load_tensor(
     path: str | Path, name: str, dtype: torch.dtype | None = None, base: str | Path | None = None
 ) -> torch.Tensor:
-    """One tensor; of the files no more is read, or downloaded, than header, tables and what this tensor is made of.
+    """One tensor; of the files no more is read, or downloaded, than header, tables, streams that small tensors share,
+    and what this tensor is made of.
 
     Args:
         path: Directory written by `trueaxis.compress`, or its address: "hf://owner/name" on the Hub, with @revision
