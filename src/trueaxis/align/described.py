@@ -66,8 +66,7 @@ class Described:
         order, lower = self.visited
         energies, worth = np.diag(self.covariance)[order], np.square(np.diag(lower))
         steps = energies * worth + self.fed_back(energies, lower)
-        cost = 0.5 * np.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
-        return float(self.rows * cost.sum())
+        return float(self.rows * cost_bits(steps).sum())
 
     def fed_back(self, energies: Array, lower: Array) -> Array:
         """What targets take up of errors before them, in squared steps [n]; axes as visited."""
@@ -79,6 +78,11 @@ class Described:
         """The same matrix coded under a transform of its columns."""
         covariance, moment = (turned(one, transform) for one in (self.covariance, self.moment))
         return Described(self.rows, covariance, moment)
+
+
+def cost_bits(steps: Array) -> Array:
+    """Estimated rate + λ·distortion of a weight in each column, by energies in squared steps."""
+    return 0.5 * np.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
 
 
 def turned(moment: Array, transform: Transform) -> Array:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import ERRORS, SLOPE, STEP_ENERGY
-from trueaxis.align.described import TINY, Described
+from trueaxis.align.described import TINY, Described, cost_bits
 from trueaxis.runtime.orthogonal import COLUMNS, Axis, Planes, sparse
 from trueaxis.types import Array
 
@@ -35,8 +34,7 @@ class Pairs(NamedTuple):
 
 def planes(described: Described) -> list[Planes]:
     """Products of rotations in planes, at several resolutions of their angles; none where no pair pays."""
-    found = [built for bits in ANGLE_BITS if (built := _built(described, bits)) is not None]
-    return found
+    return [built for bits in ANGLE_BITS if (built := _built(described, bits)) is not None]
 
 
 def _built(described: Described, bits: int) -> Planes | None:
@@ -86,7 +84,7 @@ def _pairs(described: Described, price: float) -> Pairs:
     cross = lower[later, earlier]
     inputs = (worth[earlier], np.diag(lower)[earlier] * cross, worth[later] + np.square(cross))
     volume, back = worth[earlier] * worth[later], (fed_back[earlier], fed_back[later])
-    own = _cost(energies[earlier] * worth[earlier] + back[0]) + _cost(energies[later] * worth[later] + back[1])
+    own = cost_bits(energies[earlier] * worth[earlier] + back[0]) + cost_bits(energies[later] * worth[later] + back[1])
     best, angles = np.zeros(later.size), np.zeros(later.size)
     for parts in (weights, inputs):
         whole = 0.5 * np.arctan2(2 * parts[1], parts[0] - parts[2])
@@ -99,7 +97,7 @@ def _pairs(described: Described, price: float) -> Pairs:
                 np.where(first >= second, first, volume / second),
                 np.where(first >= second, volume / first, second),
             )
-            saved = described.rows * (own - _cost(one * first + back[0]) - _cost(other * second + back[1]))
+            saved = described.rows * (own - cost_bits(one * first + back[0]) - cost_bits(other * second + back[1]))
             angles = np.where(saved > best, angle, angles)
             best = np.maximum(best, saved)
     (kept,) = np.nonzero(best > price)
@@ -112,7 +110,3 @@ def _turned(parts: tuple[Array, Array, Array], angle: Array) -> tuple[Array, Arr
     mixed = 2 * cosine * sine * parts[1]
     squares = cosine**2, sine**2
     return squares[0] * parts[0] + mixed + squares[1] * parts[2], squares[1] * parts[0] - mixed + squares[0] * parts[2]
-
-
-def _cost(steps: Array) -> Array:
-    return 0.5 * np.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)

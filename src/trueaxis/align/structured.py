@@ -28,6 +28,7 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
+from trueaxis.runtime.transforms import undone
 from trueaxis.stages import EFFORTS, NoTransform, Rans, Structured
 from trueaxis.types import Aligned, Array, Metric, Stored, Transform, Weight
 
@@ -124,7 +125,8 @@ def _turned_job(job: Job, planned: Planned, c: float) -> Job:
         return job
     transforms = [transform for _, transform in found]
     cost = turned_metric(job.plan.metric, transforms)
-    weight = np.ascontiguousarray(_undone(job.plan.weight, transforms))
+    wide = undone(job.plan.weight.astype(np.float64), transforms)  # rounded once, not from one to the next
+    weight = np.ascontiguousarray(wide.astype(job.plan.weight.dtype))
     plan = planned(replace(job.coded, space=None), weight, cost)
     paid = paid_bits(transforms)
     saved = coded_bits(job.plan, c) - coded_bits(plan, c) - paid
@@ -162,11 +164,3 @@ def coded_bits(plan: Plan, c: float) -> float:
     payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
     lost = plan.metric.sensitivity * distance(outcome.errors, plan.metric)
     return 8.0 * len(payload) + SLOPE * lost / c**2
-
-
-def _undone(values: Array, transforms: Sequence[Transform]) -> Array:
-    """W [m, n] as it is coded: in float64 from one transform to the next, rounded once."""
-    wide = values.astype(np.float64)
-    for transform in transforms:
-        wide = transform.undone(wide)
-    return wide.astype(values.dtype)
