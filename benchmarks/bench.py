@@ -6,8 +6,9 @@
     model × (recipe | peer) ─▶ a process that calls trueaxis.compare ─▶ build/bench/MODEL/NAME.json ─▶ tables
 
 build/bench/MODEL/comparison.json has all of a model's, for `trueaxis report`. What is in build/bench already, of the
-same sources and settings, is not measured again, so that a run that was cut short goes on where it ended. Every recipe
-has a process of its own, so that its peak memory is its own too; all processes of a model share one file of statistics.
+same sources and settings, is not measured again, so that a run that was cut short goes on where it ended; of methods
+to --keep it may be of other sources too, and the page says which. Every recipe has a process of its own, so that its
+peak memory is its own too; all processes of a model share one file of statistics.
 A model without calibration_tokens.npy and evaluation_tokens.npy is taken for the demo model, which reads the standard
 library.
 """
@@ -20,7 +21,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -67,7 +68,7 @@ def main() -> None:
     }
     for model, reports in found.items():
         (MADE / model / "comparison.json").write_text(json.dumps(asdict(joined(reports))))
-    RESULTS.write_text(page(found), encoding="utf-8")
+    RESULTS.write_text(page(found, options.keep), encoding="utf-8")
     fill_readme(found)
 
 
@@ -81,6 +82,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0, 4.0, 5.0])
     parser.add_argument("--sequences", type=int, default=64, help="to evaluate on")
+    parser.add_argument("--keep", nargs="*", default=[], help="methods whose results of other sources stand")
     parser.add_argument("--unit", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -93,7 +95,7 @@ def units(model: Path, options: argparse.Namespace) -> Iterator[ComparisonReport
     parts = [("recipe", name) for name in options.recipes] + [("peer", name) for name in options.peers]
     for kind, name in parts:
         wanted = {**shared, "bits": options.bits, "recipes": [], "peers": [], f"{kind}s": [name]}
-        yield restored(ComparisonReport, unit(folder / f"{kind}-{name}.json", wanted))
+        yield restored(ComparisonReport, unit(folder / f"{kind}-{name}.json", wanted, name in options.keep))
 
 
 def joined(reports: list[ComparisonReport]) -> ComparisonReport:
@@ -103,10 +105,11 @@ def joined(reports: list[ComparisonReport]) -> ComparisonReport:
     return replace(reports[0], rows=rows, absent=absent)
 
 
-def unit(file: Path, wanted: dict[str, Any]) -> Any:
-    """The result of `measure` in a process of its own, or the one that lies in the file."""
+def unit(file: Path, wanted: dict[str, Any], keep: bool) -> Any:
+    """The result of `measure` in a process of its own, or the one that lies in the file, of any sources to be kept."""
     key = {"sources": sources(), "machine": machine(), **wanted}
-    if file.exists() and (stored := json.loads(file.read_text()))["key"] == key:
+    stored = json.loads(file.read_text()) if file.exists() else {"key": {}}
+    if stored["key"] == key or (keep and {**stored["key"], "sources": key["sources"]} == key):
         return stored["result"]
     here = [sys.executable, __file__, "--unit", json.dumps(wanted)]
     environment = {"TRUEAXIS_PEERS": str(ROOT / "build" / "peers"), **os.environ}
@@ -148,7 +151,7 @@ def spread(tokens: np.ndarray, sequences: int) -> np.ndarray:
     return tokens[np.linspace(0, len(tokens) - 1, min(sequences, len(tokens))).astype(int)]
 
 
-def page(found: dict[str, list[ComparisonReport]]) -> str:
+def page(found: dict[str, list[ComparisonReport]], kept: Sequence[str]) -> str:
     """RESULTS.md."""
     parts = [
         "# Results", "",
@@ -157,6 +160,7 @@ def page(found: dict[str, list[ComparisonReport]]) -> str:
         "peak memory is that of the process that made it, the model in float32 included; load seconds are from the "
         "files to a model that can run.",
     ]  # fmt: skip
+    parts += ["", *older(kept)]
     for model, reports in found.items():
         rows = sorted((row for report in reports for row in report.rows), key=lambda row: (row.file_bytes, row.kl_nats))
         parts += [
@@ -167,6 +171,15 @@ def page(found: dict[str, list[ComparisonReport]]) -> str:
             "|---|---|---|---|---|---|---|---|---|", *map(line, rows), *versus(rows), *left_out(reports, rows),
         ]  # fmt: skip
     return "\n".join(parts) + "\n"
+
+
+def older(kept: Sequence[str]) -> list[str]:
+    """Which results that were kept are of other sources."""
+    methods: dict[str, set[str]] = {}
+    for file in (file for name in kept for file in MADE.glob(f"*/*-{name}.json")):
+        if (source := json.loads(file.read_text())["key"]["sources"]) != sources():
+            methods.setdefault(source, set()).add(f"`{file.stem.partition('-')[2]}`")
+    return [f"Of sources {one[:12]}: {', '.join(sorted(names))}." for one, names in sorted(methods.items())]
 
 
 def line(row: ComparisonRow) -> str:
