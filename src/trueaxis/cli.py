@@ -286,7 +286,7 @@ def _eval(options: argparse.Namespace) -> Result:
         found = evaluate(
             options.directory, text=options.text, tokens=options.tokens, reference=options.reference,
             base=options.base, statistics=options.statistics, allow_overlap=options.allow_overlap,
-            device=options.device, progress=progress,
+            device=options.device, memory=options.memory, progress=progress,
         )  # fmt: skip
     lines = [
         f"{options.directory}: perplexity {found.perplexity:.4f}, {found.nats_per_token:.5f} nats per token, "

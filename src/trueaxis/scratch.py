@@ -45,6 +45,12 @@ class NoScratch:
         """As `hold`, of a tensor on the CPU whose dtype NumPy has; any other is left alone."""
         return tensor
 
+    def buffer(self, data: bytes) -> Any:
+        """As `hold`, of bytes; a view of them that is as good as bytes to whoever measures, hashes or writes it."""
+        array = np.frombuffer(data, np.uint8)
+        found: Any = self.hold(array)
+        return data if found is array else memoryview(found)
+
 
 NO_SCRATCH = NoScratch()
 
@@ -161,5 +167,9 @@ def scratch_beside(out: Path, memory_bytes: int | None) -> Scratch:
         out: Directory that is to be made.
         memory_bytes: That the run may take; None for all there is.
     """
-    folder = next(folder for folder in out.absolute().parents if folder.is_dir())
+    return scratch_in(next(folder for folder in out.absolute().parents if folder.is_dir()), memory_bytes)
+
+
+def scratch_in(folder: Path, memory_bytes: int | None) -> Scratch:
+    """As `scratch_beside`, in a folder that exists."""
     return Scratch(folder, available_memory() if memory_bytes is None else memory_bytes)

@@ -193,7 +193,10 @@ class Turns:
         self._allowance = Allowance(self._course.c, self._course.finest, self._expected, self._weights, more)
         self._round(self._at_once)
         blocks, head = self._places.blocks, str(self._places.head)
-        first, other = self._walks = [Walk(model, blocks, self._batches) for model in (self.original, self.drifted)]
+        scratch = self._course.checkpoint.scratch
+        first, other = self._walks = [
+            Walk(model, blocks, self._batches, scratch) for model in (self.original, self.drifted)
+        ]
         for index, inside in enumerate(self._places.inside):
             modules = {module: space for space, module in inside.spaces.items()}
             norms = set() if inside.experts else self._norms(blocks[index], inside.spaces)

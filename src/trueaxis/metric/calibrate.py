@@ -100,7 +100,7 @@ def _run_by_blocks(
     recalled: _Recalled,
 ) -> dict[str, Sum]:
     model, hearing = load_model(checkpoint), Hearing(checkpoint.scratch)
-    steps = Steps(model, places.blocks, batches, device)
+    steps = Steps(model, places.blocks, batches, device, checkpoint.scratch)
     count = len(places.blocks) + 1
     for index, block in list(enumerate(places.blocks))[recalled.resume(steps, hearing, len(places.blocks)) :]:
         with listening(model, places.inside[index], hearing), steps.block(index) as run:

@@ -71,7 +71,7 @@ def obtain_statistics(
     if measured.unrun:
         measured = replace(measured, sensitivities=assume_sensitivities(checkpoint, weights, measured))
     else:
-        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress, journal)
+        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress, threads, journal)
     measured = replace(measured, source=source, text=parts[0])
     if file is not None:
         measured.save(file)
@@ -86,6 +86,7 @@ def _with_effects(
     seed: int,
     device: str,
     progress: Progress,
+    threads: int | None,
     journal: NoJournal,
 ) -> Statistics:
     """Statistics with what errors do to the model's output: sensitivities and gradients."""
@@ -95,7 +96,7 @@ def _with_effects(
     )  # fmt: skip
     known = journal.recall("gradients")
     gradients = Gradients(dict(known.arrays), known.facts) if known is not None else measure_gradients(
-        checkpoint, weights, tokens, seed, device=device,
+        checkpoint, weights, tokens, seed, device=device, threads=threads,
         progress=lambda done, total, _: progress("gradients", done, total),
     )  # fmt: skip
     if known is None:
