@@ -28,11 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from runtime import make_original
 from speed_core import spread_matrix
 from transformers import AutoModelForCausalLM
 
 import trueaxis
+from runtime import make_original
 from trueaxis.entropy.model import Tables
 from trueaxis.entropy.stream import decode_values, described, pack_residual, parts, unpack_residual
 from trueaxis.recipe import with_strips
