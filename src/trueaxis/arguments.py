@@ -114,6 +114,11 @@ def _add_compress(commands: Any) -> None:
         "--engine", choices=ENGINES, default="local", help="where matrices are rounded (default local); same bytes"
     )
     command.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray on this machine)")
+    command.add_argument(
+        "--dry-run", action="store_true",
+        help="say what memory, disk and time it would take, and the smallest size\nthat can be asked for; nothing is "
+        "written",
+    )  # fmt: skip
 
 
 def _add_family(commands: Any) -> None:
