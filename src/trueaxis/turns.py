@@ -195,7 +195,10 @@ class Turns:
         self._allowance = Allowance(self._course.c, self._course.finest, self._expected, self._weights, more)
         self._round(self._at_once)
         blocks, head = self._places.blocks, str(self._places.head)
-        first, other = self._walks = [Walk(model, blocks, self._batches) for model in (self.original, self.drifted)]
+        scratch = self._course.checkpoint.scratch
+        first, other = self._walks = [
+            Walk(model, blocks, self._batches, scratch) for model in (self.original, self.drifted)
+        ]
         for index, inside in enumerate(self._places.inside):
             modules = {module: space for space, module in inside.spaces.items()}
             norms = set() if inside.experts else self._norms(blocks[index], inside.spaces)
@@ -236,6 +239,7 @@ class Turns:
             return {module: scratch.tensor(read) for module, read in self._walks[0].passed(number).items()}
 
         heard = self._over(passed)
+        self._walks[1].last = self._walks[0].last
         stream = None
         for module in heard[0]:
             if module in norms:
