@@ -59,6 +59,7 @@ class Course:
         jobs: All matrices.
         c, finest: Of the files that were found, and the smallest there may be.
         target: Bytes not to exceed.
+        name: Of the search in the journal.
         coder: Of the recipe.
         write: Makes files.
         threads: Workers; the result does not depend on them.
@@ -73,6 +74,7 @@ class Course:
     c: float
     finest: float
     target: int
+    name: str
     coder: Coder
     write: Write
     threads: int
@@ -237,6 +239,7 @@ class Turns:
             return {module: scratch.tensor(read) for module, read in self._walks[0].passed(number).items()}
 
         heard = self._over(passed)
+        self._walks[1].last = self._walks[0].last
         stream = None
         for module in heard[0]:
             if module in norms:
@@ -270,7 +273,7 @@ class Turns:
     def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
         """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""
         c, journal = self._allowance.c, self._course.journal
-        keys = {job.coded.name: f"turn {self._course.target} {self._made} {c!r} {job.coded.name}" for job in jobs}
+        keys = {job.coded.name: f"turn {self._course.name} {self._made} {c!r} {job.coded.name}" for job in jobs}
         known = {name: journal.recall(key) for name, key in keys.items()}
         found = None if shift is None or all(known.values()) else shift()
 
