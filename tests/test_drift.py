@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,8 +54,11 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
 
 def test_one_sequence_of_text_is_enough(tiny_llama: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.random.default_rng(3).integers(0, 128, (1, 1025)))
-    target = Checkpoint.open(tiny_llama).parameters * 5 // 8
-    found = _prepared(tiny_llama, tmp_path / "one.npy", target, TURNS).fit(target)
+    model = Path(shutil.copytree(tiny_llama, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1025}))
+    target = Checkpoint.open(model).parameters * 5 // 8
+    found = _prepared(model, tmp_path / "one.npy", target, TURNS).fit(target)
     assert 0.99 * target < found.file_bytes <= target
 
 
