@@ -73,7 +73,7 @@ def _shard(name: str) -> str:
 
 
 class Sampler(threading.Thread):
-    """Most resident memory of each stage since it began: of its own, and of files that are mapped."""
+    """Most memory of each stage: resident, of its own and of files that are mapped, and what the limit counts."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -95,7 +95,7 @@ class Sampler(threading.Thread):
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         row = self.rows.setdefault(stage, {"from": time.perf_counter() - self.begun})
         row["to"] = time.perf_counter() - self.begun
-        for key in ("RssAnon", "RssFile", "RssShmem"):
+        for key in ("RssAnon", "RssFile", "VmData"):
             row[key] = max(row.get(key, 0), int(status[key].split()[0]) * 1024)
 
 
@@ -150,9 +150,8 @@ def main() -> None:
             sys.exit(f"failed under the limit:\n{done.stderr[-4000:]}")
         found = json.loads(done.stdout.splitlines()[-1])
     for stage, row in found["stages"].items():
-        sizes = ", ".join(
-            f"{row[key] / 1e9:.2f} GB {kind}" for key, kind in (("RssAnon", "own"), ("RssFile", "mapped"))
-        )
+        kinds = (("VmData", "under the limit"), ("RssAnon", "resident, own"), ("RssFile", "resident, mapped"))
+        sizes = ", ".join(f"{row[key] / 1e9:.2f} GB {kind}" for key, kind in kinds)
         print(f"  {stage:24} {row['to'] - row['from']:8.1f} s   {sizes}")
     print(f"{found['bits']:.4f} bits in {found['seconds']:.0f} s, {found['processor_seconds']:.0f} s of processor time")
 

@@ -77,7 +77,7 @@ def write_specimen(path: Path, shard_bytes: int = 10**9) -> Path:
     }  # fmt: skip
     path.mkdir()
     for name, data in pack_shards(facts, model_records, entries, shard_bytes).items():
-        (path / name).write_bytes(data)
+        (path / name).write_bytes(b"".join(data))
     (path / CONFIG).write_text(json.dumps(SPECIMEN_CONFIG))
     return path
 

@@ -13,6 +13,7 @@ import torch
 import trueaxis
 from trueaxis.cli import main
 from trueaxis.evaluation import interval_of_mean
+from trueaxis.scratch import Scratch, scratch_in
 from trueaxis.types import Array, CalibrationError, TrueaxisError
 
 
@@ -60,6 +61,27 @@ def test_batches_do_not_matter(
     assert steps == [("evaluate", 5, 12), ("evaluate", 10, 12), ("evaluate", 12, 12)]
     assert parts.kl_nats == pytest.approx(whole.kl_nats, rel=1e-4)
     assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)
+
+
+def test_the_same_figures_with_weights_in_files(
+    compressed_llama: Path, tiny_llama: Path, unseen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trueaxis.scratch.SMALLEST", 1)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    made: list[Scratch] = []
+
+    def within(folder: Path, memory: int | None) -> Scratch:
+        made.append(scratch_in(folder, memory))
+        return made[-1]
+
+    monkeypatch.setattr("trueaxis.evaluation.scratch_in", within)
+    found = [
+        trueaxis.evaluate(compressed_llama, tokens=unseen, reference=tiny_llama, memory=memory) for memory in (None, 0)
+    ]
+    assert found[0] == found[1]
+    assert made[0].spilled_bytes == 0
+    assert made[1].spilled_bytes >= 2 * 4 * trueaxis.inspect(compressed_llama)["parameters"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_original_alone_and_against_itself(tiny_llama: Path, unseen: Path) -> None:

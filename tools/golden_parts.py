@@ -69,7 +69,7 @@ def write(
     }  # fmt: skip
     path.mkdir(parents=True)
     for name, data in pack_shards(facts, model_records, entries, shard_bytes).items():
-        (path / name).write_bytes(data)
+        (path / name).write_bytes(b"".join(data))
     (path / CONFIG).write_text(json.dumps(FAMILY_CONFIG) + "\n")
 
 

@@ -114,6 +114,11 @@ def _add_compress(commands: Any) -> None:
         "--engine", choices=ENGINES, default="local", help="where matrices are rounded (default local); same bytes"
     )
     command.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray on this machine)")
+    command.add_argument(
+        "--dry-run", action="store_true",
+        help="say what memory, disk and time it would take, and the smallest size\nthat can be asked for; nothing is "
+        "written",
+    )  # fmt: skip
 
 
 def _add_family(commands: Any) -> None:
@@ -135,11 +140,11 @@ def _add_family(commands: Any) -> None:
     _add_calibration(command, statistics=False)
 
 
-def _add_memory(command: Any) -> None:
+def _add_memory(command: Any, place: str = "beside OUT") -> None:
     command.add_argument(
         "--memory", type=parse_size, metavar="SIZE",
         help="memory to keep to: 8GB (default: all; the least that can be kept to: 0.5GB);\nwhat does not fit lies in "
-        "files beside OUT meanwhile",
+        f"files {place} meanwhile",
     )  # fmt: skip
 
 
@@ -274,6 +279,7 @@ def _add_eval(commands: Any) -> None:
     command.add_argument("--statistics", metavar="FILE", help="of the calibration: finds reused text more surely")
     command.add_argument("--allow-overlap", action="store_true", help="evaluate on calibration text, and say so")
     command.add_argument("--device", default="cpu", metavar="D", help="torch device (default cpu)")
+    _add_memory(command, "in the folder for temporary files")
 
 
 def _add_analyze(commands: Any) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.container import CONFIG, SHARD_BYTES, Entry, pack_shards
+from trueaxis.container import CONFIG, SHARD_BYTES, Entry, Pieces, pack_shards
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, Tables, pack_tables
 from trueaxis.entropy.stream import SHARED_BELOW, pack_residual, pack_shared, segment
 from trueaxis.header import config_hash
@@ -36,10 +36,10 @@ WIDEST_FIRST = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 @dataclass(frozen=True, eq=False)
 class Assembled:
-    """A compressed model in memory.
+    """A compressed model on its way to files; what is large of it may lie in scratch.
 
     Attributes:
-        files: Name → bytes of the shards, their index, and config.json.
+        files: Name → pieces of the shards, their index, and config.json.
         tensor_bytes: Name → bytes of its records and its share of shared streams and tables.
         file_bytes: The rate's bytes: *.safetensors, their index, growth of config.json.
         header_bytes: The part of them that belongs to no tensor.
@@ -47,7 +47,7 @@ class Assembled:
         notes: What the report should say of how they were made.
     """
 
-    files: Mapping[str, bytes]
+    files: Mapping[str, Pieces]
     tensor_bytes: Mapping[str, float]
     file_bytes: int
     header_bytes: int
@@ -94,7 +94,7 @@ def assemble(
     bases: Mapping[str, bytes] | None = None,
     functions: Mapping[str, bytes] | None = None,
 ) -> Assembled:
-    """All files of the compressed model, in memory.
+    """All files of the compressed model; coded matrices are held in the checkpoint's scratch.
 
     Args:
         checkpoint: The original: its configuration and aliases.
@@ -112,11 +112,12 @@ def assemble(
     sources = sources or {}
     groups = _shared_groups(matrices, stage)
     number_of = {weight.name: number for number, group in enumerate(groups) for weight, _ in group}
+    held = checkpoint.scratch.buffer
     streams = ordered_map(
-        lambda group: pack_shared([matrix for _, matrix in group], tables, stage.lanes), groups, threads
+        lambda group: held(pack_shared([matrix for _, matrix in group], tables, stage.lanes)), groups, threads
     )
     payloads = ordered_map(
-        lambda pair: pack_residual(pair[1], tables, stage.lanes, stage.chain, number_of.get(pair[0].name)),
+        lambda pair: held(pack_residual(pair[1], tables, stage.lanes, stage.chain, number_of.get(pair[0].name))),
         matrices,
         threads,
     )
@@ -166,9 +167,10 @@ def finish(
     header["config_bytes"] = (checkpoint.path / CONFIG).stat().st_size
     header["copied"] = [file.name for file in checkpoint.files_to_copy()]
     files = pack_shards(header, model_records, entries, SHARD_BYTES)
-    files[CONFIG] = (json.dumps(config, indent=2) + "\n").encode()
-    weights_bytes = sum(len(data) for name, data in files.items() if name != CONFIG)
-    growth = len(files[CONFIG]) - header["config_bytes"]
+    weights_bytes = sum(len(piece) for pieces in files.values() for piece in pieces)
+    written = (json.dumps(config, indent=2) + "\n").encode()
+    files[CONFIG] = (written,)
+    growth = len(written) - header["config_bytes"]
     total = weights_bytes + max(0, growth)
     return Assembled(files, account, total, total - round(sum(account.values())))
 
@@ -218,7 +220,8 @@ def _account(
 
 def write_files(assembled: Assembled, checkpoint: Checkpoint, directory: Path) -> None:
     """Writes the files of a compressed model and copies those that go along unchanged."""
-    for name, data in assembled.files.items():
-        (directory / name).write_bytes(data)
+    for name, pieces in assembled.files.items():
+        with open(directory / name, "wb") as file:
+            file.writelines(pieces)
     for file in checkpoint.files_to_copy():
         (directory / file.name).write_bytes(file.read_bytes())

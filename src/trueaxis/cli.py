@@ -57,6 +57,8 @@ def _compress(options: argparse.Namespace) -> Result:
         return _compress_lossless(options)
     if options.base is not None:
         raise TrueaxisError("--base goes with --lossless")
+    if options.dry_run:
+        return _forecast(options)
     with _progress_bar() as progress:
         report = trueaxis.compress(
             options.model, options.out, bits=options.bits, size=options.size, max_kl=options.max_kl,
@@ -78,6 +80,16 @@ def _compress(options: argparse.Namespace) -> Result:
     return result, text
 
 
+def _forecast(options: argparse.Namespace) -> Result:
+    import trueaxis
+
+    found = trueaxis.forecast(
+        options.model, bits=options.bits, size=options.size, calibration=options.calibration, recipe=_recipe(options),
+        threads=options.threads, memory=options.memory,
+    )  # fmt: skip
+    return asdict(found), found.text
+
+
 def _recipe(options: argparse.Namespace) -> Any:
     """The recipe asked for, with the tuning and the strips asked for."""
     from trueaxis.recipe import tuned, with_strips
@@ -96,8 +108,10 @@ def _sizes(out: str, report: Any) -> str:
 def _compress_lossless(options: argparse.Namespace) -> Result:
     import trueaxis
 
-    if options.resume or options.tune:
-        raise TrueaxisError("--lossless has nothing to resume and nothing to tune: leave out --resume and --tune")
+    if options.resume or options.tune or options.dry_run:
+        raise TrueaxisError(
+            "--lossless has nothing to resume, to tune or to foretell: leave out --resume, --tune and --dry-run"
+        )
     if options.calibration or options.evaluation or options.statistics:
         raise TrueaxisError("--lossless needs no text: leave out --calibration, --evaluation and --statistics")
     with _progress_bar() as progress:
@@ -286,7 +300,7 @@ def _eval(options: argparse.Namespace) -> Result:
         found = evaluate(
             options.directory, text=options.text, tokens=options.tokens, reference=options.reference,
             base=options.base, statistics=options.statistics, allow_overlap=options.allow_overlap,
-            device=options.device, progress=progress,
+            device=options.device, memory=options.memory, progress=progress,
         )  # fmt: skip
     lines = [
         f"{options.directory}: perplexity {found.perplexity:.4f}, {found.nats_per_token:.5f} nats per token, "

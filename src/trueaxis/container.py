@@ -1,6 +1,6 @@
 """Container: records to shards in a directory and back, every byte of them covered by a checksum or a hash.
 
-    entries, facts ─▶ pack_shards ─▶ file name → bytes
+    entries, facts ─▶ pack_shards ─▶ file name → pieces of bytes, joined where they are written
     directory ─▶ Container ─▶ header, TensorInfo per tensor, checked records on demand
 
     shard = safetensors file with one tensor `trueaxis.NNNNN` of bytes = record*
@@ -34,6 +34,7 @@ from trueaxis.record import (
     TENSOR_TYPES,
     VERSION,
     Record,
+    pack_frame,
     pack_record,
     parse_frame,
     parse_record,
@@ -49,6 +50,8 @@ MODEL_RECORD_LIMIT = 1 << 26  # bytes of the model record
 READ_BYTES = 1 << 22
 GLANCE = LARGEST_FRAME + 64  # bytes of a record that tell its type and the numbers it begins with
 SHARD_BYTES = 5 * 10**9  # a file holds no more records than this, or one tensor
+
+Pieces = tuple[bytes, ...]  # of one file, in order
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Entry:
 
 def pack_shards(
     facts: Mapping[str, Any], model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int
-) -> dict[str, bytes]:
-    """All weight files of a compressed model, by file name.
+) -> dict[str, Pieces]:
+    """All weight files of a compressed model in pieces, by file name; payloads are pieces as they are, not copied.
 
     Args:
         facts: JSON-compatible facts of the model; `tensors`, `model_bytes` and `version` are added here.
@@ -78,26 +81,25 @@ def pack_shards(
         shard_bytes: A new shard starts before this many bytes of records are exceeded.
     """
     tensors: list[Any] = []
-    areas = []
+    areas: list[list[bytes]] = []
     for number, group in enumerate(_split(entries, shard_bytes)):
-        pieces = [pack_record(record) for record in model_records] if number == 0 else []
-        for entry in group:
-            pieces += [pack_record(record) for record in entry.records]
-            tensors.append([entry.name, list(entry.shape), entry.dtype, entry.stored_bytes])
-        areas.append(b"".join(pieces))
+        records = [*(model_records if number == 0 else ()), *(record for entry in group for record in entry.records)]
+        areas.append([piece for record in records for piece in (pack_frame(record), record.payload)])
+        tensors += [[entry.name, list(entry.shape), entry.dtype, entry.stored_bytes] for entry in group]
     model_bytes = sum(record.stored_bytes for record in model_records)
     facts = {**facts, "version": VERSION, "model_bytes": model_bytes, "tensors": tensors}
     reserved = pack_model_record(facts, [bytes(HASH_BYTES)] * len(areas)).stored_bytes
-    heads = [safetensors_head(n, len(area) + (reserved if n == 0 else 0)) for n, area in enumerate(areas)]
-    hashes = [_digest(head, area) for head, area in zip(heads, areas, strict=True)]
+    lengths = [sum(map(len, area)) for area in areas]
+    heads = [safetensors_head(n, length + (reserved if n == 0 else 0)) for n, length in enumerate(lengths)]
+    hashes = [_digest(head, *area) for head, area in zip(heads, areas, strict=True)]
     first = pack_record(pack_model_record(facts, hashes))
     names = shard_names(len(areas))
-    files = {
-        name: head + (first if number == 0 else b"") + area
+    files: dict[str, Pieces] = {
+        name: (head, *((first,) if number == 0 else ()), *area)
         for number, (name, head, area) in enumerate(zip(names, heads, areas, strict=True))
     }
     if len(areas) > 1:
-        files[INDEX] = index_file(names, sum(map(len, areas)) + len(first))
+        files[INDEX] = (index_file(names, sum(lengths) + len(first)),)
     return files
 
 
@@ -305,6 +307,8 @@ def read_config(path: Path) -> dict[str, Any]:
         FormatError: Missing, not JSON, or not compressed by trueaxis.
     """
     file = path / CONFIG
+    if path.is_file():
+        raise FormatError(f"{path}: is a file; give the directory that it lies in")
     try:
         if file.stat().st_size > CONFIG_LIMIT:
             raise FormatError(f"{file}: larger than {CONFIG_LIMIT} bytes")

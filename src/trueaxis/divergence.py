@@ -94,7 +94,7 @@ def compress_within(
     """
     tokens = read_evaluation(prepared.checkpoint.path, evaluation)
     require_unseen(tokens, prepared.statistics)
-    compare = Comparison(prepared.checkpoint.path, tokens, device, prepared.progress)
+    compare = Comparison(prepared.checkpoint.path, tokens, device, prepared.progress, prepared.checkpoint.scratch)
 
     def trial(bits: float) -> tuple[tuple[Assembled, Evaluation], float] | None:
         try:

@@ -27,10 +27,8 @@ from trueaxis.metric.sensitivity import Output
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
 from trueaxis.quantize.budget import AIM, ENOUGH
-from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import built
-from trueaxis.runtime.resident import Dense
-from trueaxis.scratch import NoScratch
+from trueaxis.runtime.resident import InScratch
 from trueaxis.stages import InTurn, NoDrift
 from trueaxis.turns import Course, Turns
 from trueaxis.types import Array, CalibrationError
@@ -100,22 +98,10 @@ def _divergence(turns: Turns, tokens: Array) -> float | None:
     return total
 
 
-class _InScratch(Dense):
-    """Every weight decoded, one at a time, into scratch."""
-
-    def __init__(self, scratch: NoScratch) -> None:
-        self._scratch = scratch
-
-    def state(self, decoder: Decoder, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        targets = {name: decoder.alias(name) or name for name in decoder.names()}
-        own = {name: self._scratch.tensor(decoder.tensor(name, dtype)) for name in dict.fromkeys(targets.values())}
-        return {name: own[target] for name, target in targets.items()}
-
-
 def _running(checkpoint: Checkpoint, files: Assembled) -> Any:
     with tempfile.TemporaryDirectory() as directory:
         write_files(files, checkpoint, Path(directory))
-        model: Any = built(directory, _InScratch(checkpoint.scratch), torch.device("cpu"), torch.float32)
+        model: Any = built(directory, InScratch(checkpoint.scratch), torch.device("cpu"), torch.float32)
     return model.requires_grad_(False)
 
 

@@ -11,6 +11,7 @@ References: Efron & Tibshirani 1993, An Introduction to the Bootstrap (percentil
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,9 @@ from trueaxis.metric.source import read_tokens, text_length
 from trueaxis.metric.statistics import Statistics, load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
-from trueaxis.runtime.load import load
+from trueaxis.runtime.load import built, load
+from trueaxis.runtime.resident import InScratch
+from trueaxis.scratch import NO_SCRATCH, NoScratch, scratch_in
 from trueaxis.types import Array, CalibrationError, Evaluation, TrueaxisError
 
 SKETCH_LIMIT = 0.05
@@ -59,6 +62,7 @@ def evaluate(
     statistics: str | Path | None = None,
     allow_overlap: bool = False,
     device: str = "cpu",
+    memory: int | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
     """Measures perplexity on text, and KL(reference ‖ model) per token.
@@ -72,6 +76,8 @@ def evaluate(
         statistics: Statistics file of the calibration, which knows more of its text than the compressed file.
         allow_overlap: Evaluate on text that was calibrated on; the result says how much.
         device: Torch device that runs the models.
+        memory: Bytes to keep to; all that the machine has by default. Weights that do not fit lie in files in the
+            folder for temporary files, mapped into memory. The numbers do not depend on it.
         progress: Told after every batch.
 
     Returns:
@@ -88,9 +94,10 @@ def evaluate(
     """
     ids = read_ids(path, text, tokens)
     share = _check_overlap(path, ids, statistics, allow_overlap)
+    scratch = scratch_in(Path(tempfile.gettempdir()), memory)
     if reference is not None:
-        return Comparison(reference, ids, device, progress)(path, share, base)
-    return _evaluated(load_causal(path, device, base), path, None, ids, share, progress)
+        return Comparison(reference, ids, device, progress, scratch)(path, share, base)
+    return _evaluated(load_causal(path, device, base, scratch), path, None, ids, share, progress)
 
 
 class Comparison:
@@ -101,11 +108,19 @@ class Comparison:
         tokens: Token ids, integers [sequences, length].
         device: Torch device that runs the models.
         progress: Told after every batch.
+        scratch: Holds weights.
     """
 
-    def __init__(self, reference: str | Path, tokens: Array, device: str, progress: Progress = silent) -> None:
-        self._reference, self._tokens = load_causal(reference, device), tokens
-        self._device, self._progress = device, progress
+    def __init__(
+        self,
+        reference: str | Path,
+        tokens: Array,
+        device: str,
+        progress: Progress = silent,
+        scratch: NoScratch = NO_SCRATCH,
+    ) -> None:
+        self._reference, self._tokens = load_causal(reference, device, scratch=scratch), tokens
+        self._device, self._progress, self._scratch = device, progress, scratch
 
     def __call__(self, path: str | Path, share: float | None = None, base: str | Path | None = None) -> Evaluation:
         """The model of a directory; `share` is the estimated overlap of the text with its calibration text.
@@ -114,7 +129,7 @@ class Comparison:
             CalibrationError: The tokens do not fit the model.
             FormatError, CheckpointError: The directory cannot be loaded.
         """
-        model = load_causal(path, self._device, base)
+        model = load_causal(path, self._device, base, self._scratch)
         return _evaluated(model, path, self._reference, self._tokens, share, self._progress)
 
 
@@ -122,7 +137,8 @@ def _evaluated(
     model: Any, path: str | Path, reference: Any | None, ids: Array, share: float | None, progress: Progress
 ) -> Evaluation:
     """A directory's model on tokens, beside a loaded reference where there is one."""
-    check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
+    most = getattr(model.config, "max_position_embeddings", None)
+    check_ids(ids, model.get_input_embeddings().weight.shape[0], most, path)
     fingerprint = Container(path).fingerprint if is_compressed(path) else None
     return replace(summarize(score_sequences(model, reference, ids, progress), share), fingerprint=fingerprint)
 
@@ -266,8 +282,16 @@ def _stored_sketch(path: str | Path) -> Array:
     return np.cumsum(Container(path).header["sketch"], dtype=np.int64).astype(np.uint32)
 
 
-def load_causal(path: str | Path, device: str = "cpu", base: str | Path | None = None) -> Any:
+def load_causal(
+    path: str | Path, device: str = "cpu", base: str | Path | None = None, scratch: NoScratch = NO_SCRATCH
+) -> Any:
     """The causal language model of a directory in float32, on the values that its own dtype holds.
+
+    Args:
+        path: Compressed directory or checkpoint.
+        device: Where it runs.
+        base: As of `trueaxis.load`.
+        scratch: Holds the weights of one that runs on the CPU.
 
     Raises:
         TrueaxisError: It is no causal language model, or cannot be loaded.
@@ -275,9 +299,16 @@ def load_causal(path: str | Path, device: str = "cpu", base: str | Path | None =
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     compressed = is_compressed(path)
-    checkpoint = Container(path) if compressed else Checkpoint.open(path)
+    checkpoint = Container(path) if compressed else Checkpoint.open(path, scratch)
     names = checkpoint.config.get("architectures") or ["none"]
     if names[0] not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         raise TrueaxisError(f"{path}: {names[0]} is no causal language model, which evaluation needs")
-    model: Any = load(path, base=base).float() if compressed else load_model(Checkpoint.open(path))
+    if isinstance(checkpoint, Checkpoint):
+        model: Any = load_model(checkpoint)
+    elif scratch.has_room(4 * checkpoint.header["parameters"]):
+        model = load(path, base=base).float()
+    else:
+        stored = checkpoint.config.get("dtype", checkpoint.config.get("torch_dtype"))
+        residence = InScratch(scratch, getattr(torch, str(stored), None))
+        model = built(path, residence, torch.device("cpu"), torch.float32, base)
     return model.requires_grad_(False).to(device)

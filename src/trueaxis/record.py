@@ -86,9 +86,14 @@ def pack_record(record: Record) -> bytes:
         >>> pack_record(Record(RecordType.ALIAS, b"w")).hex()
         '148120d4c8640177'
     """
+    return pack_frame(record) + record.payload
+
+
+def pack_frame(record: Record) -> bytes:
+    """What stands before the payload."""
     mark = REQUIRED * record.required + record.version
     head = HEAD.pack(record.type, mark, _checksum(record.type, mark, record.payload))
-    return head + pack_varint(len(record.payload)) + record.payload
+    return head + pack_varint(len(record.payload))
 
 
 def _checksum(kind: int, mark: int, payload: bytes) -> int:

@@ -9,10 +9,12 @@ Values do not depend on where they lie, and neither does anything made of them.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import tempfile
 import threading
 import weakref
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 SHARE = 0.25  # of the memory that held arrays may take; what is worked on takes the rest
 SMALLEST = 1 << 16  # bytes below which an array is not worth a file
 SUFFIX = ".partial"  # what is left of a killed run in a journal goes when it is resumed
+LARGE = 1 << 20  # bytes of an array that goes back to the system when it is freed
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of mallopt in glibc's malloc.h
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -44,6 +48,12 @@ class NoScratch:
     def tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """As `hold`, of a tensor on the CPU whose dtype NumPy has; any other is left alone."""
         return tensor
+
+    def buffer(self, data: bytes) -> Any:
+        """As `hold`, of bytes; a view of them that is as good as bytes to whoever measures, hashes or writes it."""
+        array = np.frombuffer(data, np.uint8)
+        found: Any = self.hold(array)
+        return data if found is array else memoryview(found)
 
 
 NO_SCRATCH = NoScratch()
@@ -145,6 +155,19 @@ def held(scratch: NoScratch, metric: Metric) -> Metric:
     return replace(metric, **{name: scratch.hold(one) for name, one in moments.items() if one is not None})
 
 
+def keep_no_freed_memory() -> None:
+    """From now on this process gives large arrays back to the system when they are freed.
+
+    glibc raises the size from which it does so up to 32 MB as it sees large arrays come and go, and keeps what is
+    smaller in one heap per thread, which took as much again as all that was in use. Costs time for pages that are
+    zeroed once more; nothing happens under another C library.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for setting, value in ((_M_MMAP_THRESHOLD, LARGE), (_M_TRIM_THRESHOLD, LARGE), (_M_ARENA_MAX, 2)):
+            library.mallopt(setting, value)
+
+
 def available_memory() -> int:
     """Bytes of memory of this machine, or of this container where that has less."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -161,5 +184,11 @@ def scratch_beside(out: Path, memory_bytes: int | None) -> Scratch:
         out: Directory that is to be made.
         memory_bytes: That the run may take; None for all there is.
     """
-    folder = next(folder for folder in out.absolute().parents if folder.is_dir())
+    return scratch_in(next(folder for folder in out.absolute().parents if folder.is_dir()), memory_bytes)
+
+
+def scratch_in(folder: Path, memory_bytes: int | None) -> Scratch:
+    """As `scratch_beside`, in a folder that exists."""
+    if memory_bytes is not None:
+        keep_no_freed_memory()
     return Scratch(folder, available_memory() if memory_bytes is None else memory_bytes)

@@ -164,7 +164,7 @@ def test_same_records_in_several_shards_load_to_the_same(copied: Path) -> None:
     entries = [Entry(name, infos[name].shape, infos[name].dtype, tuple(parts.records[name])) for name in infos]
     (copied / SHARD).unlink()
     for name, data in pack_shards(parts.header, parts.model_records, entries, 1).items():
-        (copied / name).write_bytes(data)
+        (copied / name).write_bytes(b"".join(data))
     verify(copied)
     assert len(list(copied.glob("*.safetensors"))) == len(infos)
     loaded = trueaxis.load(copied).state_dict()

@@ -28,6 +28,7 @@ from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
 from trueaxis.runtime.planes import BITPLANES, bits_of, pack_planes
+from trueaxis.scratch import scratch_beside
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import CompressionReport, TensorReport, TrueaxisError
 
@@ -68,7 +69,7 @@ def compress_lossless(
         >>> trueaxis.compress_lossless("llama-chat", "llama-chat-small", base="llama")   # doctest: +SKIP
     """
     begun, workers = time.perf_counter(), threads or default_threads()
-    checkpoint = Checkpoint.open_all(model)
+    checkpoint = Checkpoint.open_all(model, scratch_beside(Path(out), None))
     check_free(Path(out), overwrite, [model, *([base] if base else [])])
     beside = BaseModel(base) if base is not None else None
     name = base_name(base) if base is not None else None
@@ -130,7 +131,7 @@ def exact_entry(checkpoint: Checkpoint, name: str, beside: BaseModel | None) -> 
         base = None if theirs is None else theirs.reshape(entries.shape)
         payloads.append(bytes([BITPLANES]) + pack_tensor(entries, shape, dtype, base))
     payload = min(payloads, key=len)
-    records = [Record(RecordType.PLANES, payload)]
+    records = [Record(RecordType.PLANES, checkpoint.scratch.buffer(payload))]
     if theirs is not None and payload[0] == BITPLANES and needs_base(payload[1:]):
         records.insert(0, Record(RecordType.BASE, fingerprint(theirs)))
     return Entry(name, tuple(shape), dtype, tuple(records))

@@ -21,6 +21,7 @@ from trueaxis.model.architecture import architecture, submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route
 from trueaxis.progress import quiet_loading
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import CheckpointError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a block, its hidden states left out
@@ -96,10 +97,18 @@ class Steps:
         blocks: Names of the blocks.
         batches: Token ids [sequences, length].
         device: Where hidden states stay.
+        scratch: Holds those that are on the CPU.
     """
 
-    def __init__(self, model: Any, blocks: Sequence[str], batches: Sequence[torch.Tensor], device: str) -> None:
-        self._model, self._batches, self._device = model, batches, device
+    def __init__(
+        self,
+        model: Any,
+        blocks: Sequence[str],
+        batches: Sequence[torch.Tensor],
+        device: str,
+        scratch: NoScratch = NO_SCRATCH,
+    ) -> None:
+        self._model, self._batches, self._device, self._scratch = model, batches, device, scratch
         self._blocks: list[torch.nn.Module] = [submodule(model, name) for name in blocks]
         self._states: list[torch.Tensor] = []
         self._arguments: list[list[Arguments]] = [[] for _ in blocks]
@@ -108,7 +117,7 @@ class Steps:
 
         def catch(index: int, state: torch.Tensor, rest: Arguments) -> torch.Tensor:
             if index == 0:
-                self._states.append(state.to(device))
+                self._states.append(scratch.tensor(state.to(device)))
             self._arguments[index].append(_moved(rest, device, moved))
             if index == len(blocks) - 1:
                 raise StoppedError
@@ -122,6 +131,10 @@ class Steps:
     def states(self) -> list[torch.Tensor]:
         """Hidden states of every batch as they are now [sequences, length, d]."""
         return self._states
+
+    def gets_gradients(self) -> bool:
+        """Whether gradients flow through anything that blocks get beside hidden states."""
+        return any(_requires_gradients(given) for each in self._arguments for given in each)
 
     def skip_to(self, states: Sequence[torch.Tensor], blocks: int) -> None:
         """Go on after so many blocks, with the states that they left."""
@@ -140,31 +153,34 @@ class Steps:
         def run(number: int) -> None:
             args, kwargs = arguments[number]
             output = block(self._states[number], *args, **kwargs)
-            self._states[number] = output[0] if isinstance(output, tuple) else output
+            self._states[number] = self._scratch.tensor(output[0] if isinstance(output, tuple) else output)
 
         yield run
         arguments.clear()
         block.to("cpu")
 
     @contextmanager
-    def finish(self) -> Iterator[Callable[[int], None]]:
-        """As `block`, for what comes after the last block, on the CPU; hooks there may raise StoppedError."""
+    def finish(self) -> Iterator[Callable[[int], Any]]:
+        """As `block`, for what comes after the last block, on the CPU; hooks there may raise StoppedError.
+
+        What it gives returns the output of the model for a batch, or None where it was stopped.
+        """
         current = threading.local()
 
         def give(index: int, state: torch.Tensor, rest: Arguments) -> torch.Tensor:
             del rest
             return self._states[current.number].cpu() if index == len(self._blocks) - 1 else state
 
-        def run(number: int) -> None:
+        def run(number: int) -> Any:
             current.number = number
-            self._run(self._batches[number])
+            return self._run(self._batches[number])
 
         with self._standing_still(give):
             yield run
 
-    def _run(self, ids: torch.Tensor) -> None:
+    def _run(self, ids: torch.Tensor) -> Any:
         with suppress(StoppedError):
-            forward(self._model, ids)
+            return forward(self._model, ids)
 
     @contextmanager
     def _standing_still(self, act: Callable[[int, torch.Tensor, Arguments], torch.Tensor]) -> Iterator[None]:
@@ -243,6 +259,15 @@ class Resumption:
         finally:
             for block in self._blocks[:start]:
                 del block.forward
+
+
+def _requires_gradients(value: Any) -> bool:
+    """Whether a nest of tuples, lists and dicts holds a tensor that requires gradients."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        return any(map(_requires_gradients, value))
+    return isinstance(value, torch.Tensor) and value.requires_grad
 
 
 def _moved(value: Any, device: str, done: dict[int, Any]) -> Any:

@@ -35,6 +35,7 @@ from trueaxis.model.architecture import locate, parameter
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import Route, route
 from trueaxis.parallel import default_threads, one_thread, ordered_map
+from trueaxis.scratch import NoScratch
 from trueaxis.types import Array, CalibrationError, Metric, Weight
 
 NOISE_SHARE = 0.01
@@ -86,7 +87,7 @@ def measure_sensitivities(
         model = load_model(checkpoint).to(device)
         untie(model, places)
         batches = [ids.to(device) for ids in split_sequences(sample, BATCH_TOKENS)]
-        trial = _Trial(model, places, batches, 1 if device != "cpu" else default_threads())
+        trial = _Trial(model, places, batches, 1 if device != "cpu" else default_threads(), checkpoint.scratch)
         noises = _Noises(statistics, noise_share, seed)
         for index, (key, members) in enumerate(uses.items()):
             known = journal.recall(f"sensitivity {key}")
@@ -198,10 +199,14 @@ class _Trial:
         places: Where its matrices are.
         batches: Token ids [sequences, length].
         threads: Batches side by side.
+        scratch: Holds what the undisturbed model says, and the states in it.
     """
 
-    def __init__(self, model: Any, places: Route, batches: Sequence[torch.Tensor], threads: int) -> None:
+    def __init__(
+        self, model: Any, places: Route, batches: Sequence[torch.Tensor], threads: int, scratch: NoScratch
+    ) -> None:
         self._model, self._places, self._batches, self._threads = model, places, batches, threads
+        self._scratch = scratch
         self._resumption = Resumption(model, places.blocks)
         self._reference = ordered_map(self._record, batches, 1)  # hooks listen to one pass at a time
 
@@ -229,7 +234,7 @@ class _Trial:
     def _record(self, ids: torch.Tensor) -> Reference:
         with torch.inference_mode():
             output, states = self._resumption.record(ids)
-            return Reference(Output.of(self._model, output), states, ids.numel())
+            return Reference(Output.of(self._model, output), list(map(self._scratch.tensor, states)), ids.numel())
 
     def _start(self, use: _Use) -> int:
         """The first block that a change of a matrix is felt in."""

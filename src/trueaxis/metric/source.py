@@ -14,7 +14,7 @@ from trueaxis.metric.gradient import Gradients, measure_gradients
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
-from trueaxis.model.architecture import architecture
+from trueaxis.model.architecture import positions
 from trueaxis.model.checkpoint import Checkpoint, read_json
 from trueaxis.progress import Progress
 from trueaxis.types import Array, CalibrationError, Weight
@@ -71,7 +71,7 @@ def obtain_statistics(
     if measured.unrun:
         measured = replace(measured, sensitivities=assume_sensitivities(checkpoint, weights, measured))
     else:
-        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress, journal)
+        measured = _with_effects(checkpoint, weights, measured, parts[0], seed, device, progress, threads, journal)
     measured = replace(measured, source=source, text=parts[0])
     if file is not None:
         measured.save(file)
@@ -86,6 +86,7 @@ def _with_effects(
     seed: int,
     device: str,
     progress: Progress,
+    threads: int | None,
     journal: NoJournal,
 ) -> Statistics:
     """Statistics with what errors do to the model's output: sensitivities and gradients."""
@@ -95,7 +96,7 @@ def _with_effects(
     )  # fmt: skip
     known = journal.recall("gradients")
     gradients = Gradients(dict(known.arrays), known.facts) if known is not None else measure_gradients(
-        checkpoint, weights, tokens, seed, device=device,
+        checkpoint, weights, tokens, seed, device=device, threads=threads,
         progress=lambda done, total, _: progress("gradients", done, total),
     )  # fmt: skip
     if known is None:
@@ -145,5 +146,4 @@ def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Arra
 
 def text_length(directory: str | Path) -> int:
     """Tokens per sequence that text is cut into: 512, or as many positions as the model of `directory` has."""
-    found = architecture(read_json(Path(directory) / "config.json"))
-    return min(TEXT_LENGTH, getattr(found[0], "max_position_embeddings", None) or TEXT_LENGTH) if found else TEXT_LENGTH
+    return min(TEXT_LENGTH, positions(read_json(Path(directory) / "config.json")) or TEXT_LENGTH)

@@ -17,6 +17,7 @@ import torch
 
 from trueaxis.metric.running import Steps, StoppedError
 from trueaxis.model.architecture import submodule
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 
 
 class Walk:
@@ -26,12 +27,15 @@ class Walk:
         model: Whole, on the CPU.
         blocks: Names of its blocks.
         batches: Token ids [sequences, length].
+        scratch: Holds hidden states.
     """
 
-    def __init__(self, model: Any, blocks: Sequence[str], batches: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, model: Any, blocks: Sequence[str], batches: Sequence[torch.Tensor], scratch: NoScratch = NO_SCRATCH
+    ) -> None:
         self._model = model
         with torch.inference_mode():
-            self._steps = Steps(model, blocks, batches, "cpu")
+            self._steps = Steps(model, blocks, batches, "cpu", scratch)
         self._asked = threading.local()
 
     @contextmanager

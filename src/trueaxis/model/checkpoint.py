@@ -95,13 +95,13 @@ class Checkpoint:
         return found
 
     @classmethod
-    def open_all(cls, path: str | Path) -> Checkpoint:
+    def open_all(cls, path: str | Path, scratch: NoScratch = NO_SCRATCH) -> Checkpoint:
         """The same with every tensor that is stored, whatever its dtype and whether or not a model needs it.
 
         Raises:
             CheckpointError: Something is missing or damaged.
         """
-        found = cls(*_opened(path), _read_entries(Path(path)), {})
+        found = cls(*_opened(path), _read_entries(Path(path)), {}, scratch=scratch)
         return replace(found, aliases=_find_aliases(found))
 
     def tensor(self, name: str) -> torch.Tensor:

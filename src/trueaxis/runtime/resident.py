@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trueaxis.runtime.decode import Decoder
+from trueaxis.scratch import NoScratch
 from trueaxis.types import TrueaxisError
 
 if TYPE_CHECKING:
@@ -54,6 +55,27 @@ class Dense:
 
     def settle(self, model: PreTrainedModel, decoder: Decoder, dtype: torch.dtype) -> None:
         """There is nothing left to do."""
+
+
+class InScratch(Dense):
+    """Every weight decoded, one at a time, into scratch.
+
+    Args:
+        scratch: Holds them.
+        rounded: Dtype whose values they take first; None for that of the model.
+    """
+
+    def __init__(self, scratch: NoScratch, rounded: torch.dtype | None = None) -> None:
+        self._scratch, self._rounded = scratch, rounded
+
+    def state(self, decoder: Decoder, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """All tensors."""
+        targets = {name: decoder.alias(name) or name for name in decoder.names()}
+        own = {name: self._held(decoder, name, dtype) for name in dict.fromkeys(targets.values())}
+        return {name: own[target] for name, target in targets.items()}
+
+    def _held(self, decoder: Decoder, name: str, dtype: torch.dtype) -> torch.Tensor:
+        return self._scratch.tensor(decoder.tensor(name, self._rounded or dtype).to(dtype))
 
 
 class Compressed:

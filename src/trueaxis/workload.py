@@ -1,0 +1,278 @@
+"""Workload: what a compression will do, counted from shapes alone: units of work and bytes held, stage by stage.
+
+    tensors, tokens, recipe ─▶ extent ─▶ Work per stage        how often each unit is done
+                                      └▶ bytes held per stage  what a run needs again, and what it works on
+
+Nothing here depends on a machine. How long a unit takes is measured (units.py); what a machine makes of both is in
+forecast.py. Stages are named as progress names them. The search is taken to make `PASSES` passes and the correction of
+drift one round, which is what they make of most models.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+from trueaxis.drift import BATCH_TOKENS as DRIFT_BATCH
+from trueaxis.drift import KEPT_TOKENS
+from trueaxis.metric.gradient import BATCH_TOKENS as GRADIENT_BATCH
+from trueaxis.metric.gradient import TOKEN_LIMIT as GRADIENT_TOKENS
+from trueaxis.metric.listening import CHUNK_TOKENS
+from trueaxis.metric.sensitivity import BATCH_TOKENS as SENSITIVITY_BATCH
+from trueaxis.metric.sensitivity import TOKEN_LIMIT as SENSITIVITY_TOKENS
+from trueaxis.pilot import ENOUGH_WEIGHTS
+from trueaxis.recipe import Recipe
+from trueaxis.stages import Fisher, Identity, InTurn
+from trueaxis.types import Weight
+
+PASSES = 3
+PILOTS = 3
+CHOSEN = 2  # experts that a token is taken to go to
+STAGES = ("calibrate", "sensitivity", "gradients", "prepare", "search", "drift", "write, verify")
+
+
+class Matrix(NamedTuple):
+    """A matrix [m, n], how often it occurs, and the share of tokens that it reads: experts read a few."""
+
+    m: int
+    n: int
+    count: int = 1
+    share: float = 1.0
+    role: str = "linear"
+
+
+class Space(NamedTuple):
+    """An input space of width n, and the share of tokens that it sees."""
+
+    n: int
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What of a model costs time and memory.
+
+    Attributes:
+        matrices: Of all blocks, embedding and head.
+        spaces: Input spaces, each as often as it occurs.
+        blocks: How many there are.
+        width: Of the residual stream.
+        vocabulary: Rows of the head; 0 for none.
+        exact: Weights of the tensors that are not quantized.
+    """
+
+    matrices: tuple[Matrix, ...]
+    spaces: tuple[Space, ...]
+    blocks: int
+    width: int
+    vocabulary: int
+    exact: int = 0
+
+    @property
+    def weights(self) -> int:
+        """Of all matrices."""
+        return sum(one.m * one.n * one.count for one in self.matrices)
+
+    @property
+    def active(self) -> float:
+        """Weights that a token is multiplied by, the head left out."""
+        return sum(one.m * one.n * one.count * one.share for one in self.matrices if one.role == "linear")
+
+    @property
+    def head(self) -> int:
+        """Weights of the head."""
+        return self.vocabulary * self.width
+
+    @property
+    def largest(self) -> int:
+        """Weights of the largest matrix."""
+        return max((one.m * one.n for one in self.matrices), default=0)
+
+
+def extent_of(weights: Iterable[Weight], blocks: int) -> Extent:
+    """The extent of a checkpoint; every expert counts as reading its share of the tokens alone.
+
+    Args:
+        weights: From `trace`.
+        blocks: Of the model; 0 where they are not known.
+    """
+    known = list(weights)
+    coded = [weight for weight in known if weight.role != "exact"]
+    experts = sum(1 for weight in coded if weight.pool is not None) / max(len({w.group for w in coded if w.pool}), 1)
+    share = CHOSEN / max(experts, CHOSEN)
+    matrices = tuple(
+        Matrix(*weight.shape, share=1.0 if weight.pool is None else share, role=weight.role) for weight in coded
+    )
+    spaces = {
+        weight.space: Space(weight.shape[1], 1.0 if weight.pool is None else share)
+        for weight in coded
+        if weight.space is not None
+    }
+    outer = next((weight for weight in coded if weight.role in ("head", "tied", "embedding")), None)
+    exact = sum(weight.size for weight in known if weight.role == "exact")
+    width = outer.shape[1] if outer else max((one.n for one in matrices), default=0)
+    return Extent(matrices, tuple(spaces.values()), blocks, width, outer.shape[0] if outer else 0, exact)
+
+
+@dataclass(frozen=True)
+class Work:
+    """How often a stage does what.
+
+    Attributes:
+        products: Multiplications and additions in products of float32 matrices.
+        factors: Of float64 in products, triangular solves and Cholesky factors.
+        spectra: Σ n³ over eigendecompositions of [n, n] in float64.
+        logits: Logits made into probabilities and compared.
+        rounded: Weights rounded along a trellis, without the products of the feedback.
+        coded: Weights entropy-coded or decoded.
+        read: Bytes of the checkpoint read and widened.
+    """
+
+    products: float = 0.0
+    factors: float = 0.0
+    spectra: float = 0.0
+    logits: float = 0.0
+    rounded: float = 0.0
+    coded: float = 0.0
+    read: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Work)))
+
+
+def work_of(extent: Extent, recipe: Recipe, tokens: int) -> dict[str, Work]:
+    """Work of every stage that a recipe has.
+
+    Args:
+        extent: Of the model.
+        recipe: Its stages.
+        tokens: Of calibration text.
+    """
+    m2 = sum(one.count * one.share * one.m**2 for one in extent.matrices if one.role == "linear")
+    n3 = sum(float(space.n) ** 3 for space in extent.spaces)
+    seen_n2 = sum(space.share * space.n**2 for space in extent.spaces)
+    wide = sum(float(one.count) * one.m * one.n**2 for one in extent.matrices)  # m n²: W times a metric
+    forward, head, size = 2.0 * extent.active, 2.0 * extent.head, extent.weights
+    reading = Work(read=4.0 * size)
+    seen = min(tokens, SENSITIVITY_TOKENS)
+    uses = sum(1 if one.share < 1 else one.count for one in extent.matrices)
+    again = uses * 2 * seen  # tokens run with noise of both signs, from half-way on average
+    found = {
+        "calibrate": reading + Work(products=tokens * (forward + 2.0 * seen_n2)),
+        "sensitivity": reading
+        + Work(again * (forward / 2 + head), 2 * wide + n3 / 3, logits=float(again) * extent.vocabulary),
+    }
+    if isinstance(recipe.metric, Fisher) or extent.vocabulary:
+        read = min(tokens, GRADIENT_TOKENS)
+        found["gradients"] = reading + Work(read * (3 * forward + 3 * head + 2.0 * m2), logits=read * extent.vocabulary)
+    turned = not isinstance(recipe.align, Identity)
+    found["prepare"] = reading + Work(
+        factors=n3 / 3 + turned * (4 * n3 + 2.0 * size * extent.width), spectra=turned * 2.0 * extent.width**3
+    )
+    pilots = PILOTS if size >= 2 * ENOUGH_WEIGHTS else 0
+    rounds = PASSES * size + pilots * min(ENOUGH_WEIGHTS, size)
+    found["search"] = Work(wide * rounds / size, rounded=rounds, coded=2.0 * rounds)
+    if isinstance(recipe.drift, InTurn) and extent.blocks:
+        read = min(tokens, recipe.drift.tokens)
+        kept = min(tokens // 8, KEPT_TOKENS)
+        walked = read * (2 * forward + 2 * forward + 8.0 * seen_n2) + kept * 4 * (forward + head)
+        found["drift"] = reading + Work(
+            walked + 2 * wide, n3 * 4 + 2 * wide, logits=kept * 2.0 * extent.vocabulary, rounded=size, coded=2.0 * size
+        )
+    found["write, verify"] = reading + Work(factors=2 * wide, spectra=n3, coded=2.0 * size)
+    return found
+
+
+def side_by_side(extent: Extent, tokens: int) -> dict[str, int]:
+    """Units of every stage that can be done at the same time: batches of text, spaces, or matrices."""
+    matrices = sum(one.count for one in extent.matrices)
+
+    def batches(limit: int, size: int) -> int:
+        return math.ceil(min(tokens, limit) / size)
+
+    return {
+        "calibrate": batches(tokens, CHUNK_TOKENS),
+        "sensitivity": batches(SENSITIVITY_TOKENS, SENSITIVITY_BATCH),
+        "gradients": batches(GRADIENT_TOKENS, GRADIENT_BATCH),
+        "prepare": max(len(extent.spaces), 1),
+        "search": matrices,
+        "drift": batches(InTurn().tokens, DRIFT_BATCH),
+        "write, verify": matrices,
+    }
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Bytes of a stage.
+
+    Attributes:
+        held: What is needed again, in memory while there is room there and else in files.
+        worked: What is worked on, which has to be in memory.
+    """
+
+    held: float
+    worked: float
+
+
+def holding_of(extent: Extent, recipe: Recipe, tokens: int, threads: int, target: int) -> dict[str, Holding]:
+    """Bytes of every stage.
+
+    Args:
+        extent, recipe, tokens: As in `work_of`.
+        threads: Workers.
+        target: Bytes of the output.
+    """
+    n2, size, d = sum(space.n**2 for space in extent.spaces), extent.weights, extent.width
+    model = 4.0 * (size + extent.exact)
+    blocks = max(extent.blocks, 1)
+    outputs = sum(one.m * one.count * one.share for one in extent.matrices if one.role == "linear") / blocks
+    sums, block_sums = 8.0 * n2, 8.0 * n2 / blocks
+    m2 = sum(one.count * one.m**2 for one in extent.matrices if one.role == "linear" and one.share == 1.0)
+    largest_sum = 12.0 * max((max(one.m, one.n) ** 2 for one in extent.matrices if one.role == "linear"), default=0)
+    matrix = 8.0 * extent.largest
+
+    def ran(batch: int, vocabulary: int, backward: bool) -> float:
+        """Activations of one batch inside one block, and its logits."""
+        inside = 4.0 * batch * (outputs + 4 * d) * (2 if backward else 1)
+        return max(inside, 4.0 * batch * vocabulary * (4 if backward else 2))
+
+    seen = min(tokens, SENSITIVITY_TOKENS)
+    read = min(tokens, GRADIENT_TOKENS)
+    found = {
+        "calibrate": Holding(
+            model + sums + 4.0 * tokens * d,
+            threads * (ran(min(CHUNK_TOKENS, tokens), 0, False) + block_sums) + block_sums,
+        ),
+        "sensitivity": Holding(
+            model + sums + 4.0 * seen * d * (blocks + 1) + 4.0 * extent.head,
+            8.0 * seen * extent.vocabulary + threads * ran(SENSITIVITY_BATCH, extent.vocabulary, False) + 3 * matrix,
+        ),
+        "gradients": Holding(
+            model + sums + 8.0 * m2 + 4.0 * read * d * (blocks + 2),
+            threads * (ran(GRADIENT_BATCH, 0, True) + largest_sum) + ran(GRADIENT_BATCH, extent.vocabulary, True),
+        ),
+    }
+    kept = sums + 8.0 * m2
+    planned = kept + model + 2 * sums + sums / 2  # in their coordinates; metrics there and before; factors
+    found["prepare"] = Holding(planned, threads * 3 * matrix + largest_sum)
+    rounded = planned + 8.0 * size + 2.0 * target  # indices and files of two passes
+    found["search"] = Holding(rounded, threads * 2.5 * matrix)
+    if isinstance(recipe.drift, InTurn) and extent.blocks:
+        read = min(tokens, recipe.drift.tokens)
+        heard = 4.0 * read * sum(space.n * space.share for space in extent.spaces) / blocks
+        found["drift"] = Holding(
+            rounded + 2 * model + 2 * 4.0 * read * d + heard,
+            threads * (ran(DRIFT_BATCH, 0, False) + largest_sum) + 3 * matrix,
+        )
+    found["write, verify"] = Holding(rounded, threads * 3 * matrix + largest_sum)
+    return found
+
+
+def spread(extent: Extent, count: int) -> list[Matrix]:
+    """Up to so many shapes of matrices that stand for all: to be timed."""
+    shapes = sorted({(one.m, one.n): one for one in extent.matrices}.values(), key=lambda one: one.m * one.n)
+    step = max(1, len(shapes) // count)
+    return list(itertools.islice(shapes, step // 2, None, step))[:count]
