@@ -11,8 +11,8 @@ share of shared streams. A model is a directory with calibration_tokens.npy; the
 whose residual stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays
 for the rotation, `recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
 `white` none in its statistics either: there a recipe should keep the own axes. The layers of a set are one block and
-share the axes of its stream, as a network would have to; `structured` there turns the checkpoint's own axes. KL at
-equal bytes: benchmarks/divergences.py.
+share the axes of its stream, as a network would have to; `structured` there turns the checkpoint's own axes, and
+`gauge+structured` those of `gauge`. KL at equal bytes: benchmarks/divergences.py.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.plan import Planner, factorize
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
+from trueaxis.runtime.orthogonal import Orthogonal
 from trueaxis.runtime.transforms import undone
 from trueaxis.types import Array, Metric, Weight
 
@@ -45,7 +46,8 @@ MODELS = Path(__file__).parents[2] / "shared" / "models"
 BITS = [1.0, 1.5, 2.0, 3.0, 4.0]
 RECIPES = ["rotation", "pca", "gauge", "structured", "learned", "lowrank"]
 WRITERS = ("attention_output", "ffn_down")
-LAYER_AXES = {"rotation": "hadamard", "pca": "pca-metric", "gauge": "joint"}
+LAYER_AXES = {"identity": "identity", "rotation": "hadamard", "pca": "pca-metric", "gauge": "joint"}
+STORED = "structured"  # after axes and a plus sign, or in the checkpoint's own
 Curves = dict[str, list[tuple[float, float]]]  # tensor ─▶ (log₂ D, bits) by rate
 
 
@@ -134,7 +136,7 @@ def plant(folder: Path, spread_octaves: float, turned: bool) -> Path:
     return place
 
 
-def layer_set(file: Path, rates: Sequence[float]) -> None:
+def layer_set(file: Path, recipes: Sequence[str], rates: Sequence[float]) -> None:
     """The layers of one block in axes of the stream that all share, coded alone with 8 states: records and tables."""
     wide, chosen = sorted({*rates, max(0.6, min(rates) - 0.8), max(rates) + 0.5}), find_recipe("fast")
     members = [
@@ -145,19 +147,17 @@ def layer_set(file: Path, rates: Sequence[float]) -> None:
     plans = [planner.plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
              for name, weight, metric in members]  # fmt: skip
     water = first_c(plans, 2.0 * sum(weight.size for _, weight, _ in members)) ** 2
-    stored = {name: found_for(Described.planned(plan, first_c([plan], 2.0 * plan.weight.size)))
-              for (name, _, _), plan in zip(members, plans, strict=True)}  # fmt: skip
-    for name, found_factors in stored.items():
-        told = ", ".join(kind for kind, _ in found_factors) or "nothing"
-        print(f"  structured {name}: {told}, {paid_bits([one for _, one in found_factors]):,.0f} bits")
     terms = [stream_term(name, weight.astype(np.float64), metric) for name, weight, metric in members]
     found: dict[str, Curves] = {}
-    for recipe, axes in {"identity": "identity", **LAYER_AXES, "structured": "identity"}.items():
-        turn = AXES[axes](terms, water, 0, 1)
+    for recipe in dict.fromkeys(["identity", *recipes]):
+        axes, _, rest = recipe.partition("+")
+        turn = AXES[LAYER_AXES["identity" if axes == STORED else axes]](terms, water, 0, 1)
         for name, weight, metric in members:
-            moment, own = metric.second_moment, [one for _, one in stored[name]] if recipe == "structured" else []
+            moment = metric.second_moment
             assert moment is not None
             rotated = (turn @ weight, moment) if name in WRITERS else (weight @ turn.T, turn @ moment @ turn.T)
+            there = rotated[0].astype(np.float32), replace(metric, second_moment=rotated[1])
+            own = stored(name, *there, planner) if STORED in (axes, rest) else []
             matrix, cost = undone(rotated[0], own).astype(np.float32), turned_metric(Metric(rotated[1]), own)
             for bits in wide:
                 paid, decoded = code(matrix, cost, chosen, bits - paid_bits(own) / weight.size)
@@ -168,6 +168,15 @@ def layer_set(file: Path, rates: Sequence[float]) -> None:
     own = found.pop("identity")
     tabulate(file.stem, {recipe: {rate: saved_bits(own, other, wide.index(rate)) for rate in rates}
                          for recipe, other in found.items()}, False)  # fmt: skip
+
+
+def stored(name: str, weight: Array, metric: Metric, planner: Planner) -> list[Orthogonal]:
+    """Transforms of one layer that pay at 2 bits, by estimate."""
+    plan = planner.plan(Weight(name, weight.shape, "F32", "linear", name), weight, metric)
+    found = found_for(Described.planned(plan, first_c([plan], 2.0 * weight.size)))
+    kinds, own = ", ".join(kind for kind, _ in found) or "nothing", [one for _, one in found]
+    print(f"    {name}: {kinds}, {paid_bits(own):,.0f} bits", flush=True)
+    return own
 
 
 def stream_term(name: str, weight: Array, metric: Metric) -> Term:
@@ -230,7 +239,9 @@ def main() -> None:
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     with tempfile.TemporaryDirectory() as folder:
         for file in options.layers:
-            layer_set(file, options.bits)
+            layer_set(
+                file, [one for one in options.recipes if one.split("+")[0] in (*LAYER_AXES, STORED)], options.bits
+            )
         models = options.models
         if not (models or options.layers or options.planted):
             models = sorted(path for path in MODELS.iterdir() if path.is_dir())

@@ -13,7 +13,7 @@ import trueaxis
 from oracle import Oracle
 from planted import VOCABULARY, plant
 from trueaxis.align.described import Described
-from trueaxis.align.structured import coded_bits, found_for, paid_bits, turned_metric
+from trueaxis.align.structured import coded_bits, found_for, joined, paid_bits, turned_metric
 from trueaxis.metric.metric import distance
 from trueaxis.parallel import one_thread
 from trueaxis.quantize.budget import first_c
@@ -105,6 +105,22 @@ def test_noise_gets_nothing(metric: bool) -> None:
 def test_unequal_axes_that_are_straight_get_nothing() -> None:
     rng = np.random.default_rng(4)
     assert judged(rng.normal(size=(M, N)) * 2.0 ** rng.normal(0, 2, N), [], None)[2] == []
+
+
+def test_few_rows_of_unequal_size_get_nothing() -> None:
+    """What a few large rows have in common is no structure: the coder knows how large they are."""
+    rng = np.random.default_rng(9)
+    assert judged(rng.normal(size=(48, 96)) * 2.0 ** rng.normal(0, 2, (48, 1)), [], None)[2] == []
+
+
+def test_mirrors_in_a_row_share_a_record() -> None:
+    rng = np.random.default_rng(10)
+    mirrors = [("mirrors", Mirrors(AXIS, rng.integers(-9, 10, (1, N)))) for _ in range(3)]
+    apart = [*mirrors, ("hadamard", Hadamard(Axis(COLUMNS, 16), np.zeros(16, bool))), mirrors[0]]
+    together, values = joined(apart), rng.normal(size=(5, N))
+    assert [name for name, _ in together] == ["mirrors", "hadamard", "mirrors"]
+    assert np.allclose(*(undone(values, [one for _, one in found]) for found in (apart, together)), atol=1e-12)
+    assert paid_bits([one for _, one in together]) < paid_bits([one for _, one in apart])
 
 
 def test_nothing_to_code_is_left_alone() -> None:

@@ -28,7 +28,7 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
-from trueaxis.runtime.orthogonal import Orthogonal
+from trueaxis.runtime.orthogonal import Mirrors, Orthogonal
 from trueaxis.runtime.transforms import undone
 from trueaxis.stages import EFFORTS, NoTransform, Rans, Structured
 from trueaxis.types import Aligned, Array, Metric, Stored, Weight
@@ -86,7 +86,20 @@ def found_for(described: Described, candidates: dict[str, Candidate] = CANDIDATE
             saved = _net_bits(described, then, found)
         if saved > most:
             best, most = found, saved
-    return best
+    return joined(best)
+
+
+def joined(found: Sequence[tuple[str, Orthogonal]]) -> list[tuple[str, Orthogonal]]:
+    """The same factors in fewer records: one for mirrors that follow each other."""
+    records: list[tuple[str, Orthogonal]] = []
+    for name, factor in found:
+        before = records[-1][1] if records else None
+        if isinstance(factor, Mirrors) and isinstance(before, Mirrors) and factor.axis == before.axis:
+            # undone from the last vector to the first, so what came later stands before
+            factor = Mirrors(factor.axis, np.concatenate([factor.vectors, before.vectors]))
+            records.pop()
+        records.append((name, factor))
+    return records
 
 
 def _net_bits(described: Described, then: Described, found: Sequence[tuple[str, Orthogonal]]) -> float:
