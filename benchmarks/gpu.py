@@ -28,14 +28,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from load import statistics_of
 from speed_core import spread_matrix
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import trueaxis
+from runtime import make_original
 from trueaxis.entropy.model import Tables
 from trueaxis.entropy.stream import decode_values, described, pack_residual, parts, unpack_residual
-from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.recipe import with_strips
 from trueaxis.stages import CPU_CHAIN, GPU_CHAIN
 from trueaxis.types import Array
@@ -119,13 +118,7 @@ def copying(matrices: int, size: int, runs: int) -> float:
 
 def make(directory: Path, layers: int) -> None:
     """Writes `original`, and `compressed, strips cpu` and `gpu`, below a directory."""
-    config = LlamaConfig(
-        vocab_size=16384, hidden_size=1024, intermediate_size=2816, num_hidden_layers=layers, num_attention_heads=16,
-        num_key_value_heads=16, tie_word_embeddings=False,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).bfloat16().save_pretrained(directory / "original")
-    statistics_of(Checkpoint.open(directory / "original")).save(directory / "statistics.safetensors")
+    make_original(directory, layers)
     for strips in CHAINS:
         begun = time.perf_counter()
         report = trueaxis.compress(

@@ -32,8 +32,8 @@ from trueaxis.model.checkpoint import Checkpoint
 FORMS = ("original", "dense", "int8", "compressed")
 
 
-def make(directory: Path, layers: int) -> None:
-    """Writes ORIGINAL and COMPRESSED below a directory."""
+def make_original(directory: Path, layers: int) -> None:
+    """Writes a Llama of random weights to `original` below a directory, and statistics for it beside that."""
     config = LlamaConfig(
         vocab_size=16384, hidden_size=1024, intermediate_size=2816, num_hidden_layers=layers, num_attention_heads=16,
         num_key_value_heads=16, tie_word_embeddings=False,
@@ -41,6 +41,11 @@ def make(directory: Path, layers: int) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory / "original")
     statistics_of(Checkpoint.open(directory / "original")).save(directory / "statistics.safetensors")
+
+
+def make(directory: Path, layers: int) -> None:
+    """Writes `original`, and `compressed`, below a directory."""
+    make_original(directory, layers)
     report = trueaxis.compress(
         directory / "original", directory / "compressed", bits=4, recipe="rtn",
         statistics=directory / "statistics.safetensors",

@@ -11,13 +11,19 @@ import numpy as np
 import torch
 
 import trueaxis
+from trueaxis import _core
+from trueaxis.assemble import count_symbols
+from trueaxis.entropy.model import first_tables
+from trueaxis.entropy.pooling import pooled
+from trueaxis.entropy.stream import segment
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import silent
 from trueaxis.quantize.budget import OCTAVE_BITS
 from trueaxis.recipe import NAMED, Recipe
-from trueaxis.stages import Feedback, InTurn, NoDrift
-from trueaxis.turns import Allowance, Turns
+from trueaxis.stages import Feedback, InTurn, NoDrift, RansPooled
+from trueaxis.turns import MEASURES, Allowance, Turns
+from trueaxis.types import Contexts, Grid, Quantized, Weight
 
 TURNS = Recipe(drift=InTurn(tokens=4096), quantize=Feedback(effort="scalar"))
 
@@ -87,6 +93,34 @@ def test_without_the_text_the_report_says_so(tiny_llama: Path, tokens: Path, tmp
     plain = replace(TURNS, drift=NoDrift())
     quiet = trueaxis.compress(tiny_llama, tmp_path / "plain", bits=4, statistics=tmp_path / "s", recipe=plain)
     assert quiet.notes == ()
+
+
+def test_the_baseline_meets_the_size_and_comes_closer(tiny_llama: Path, tmp_path: Path) -> None:
+    """Its tables are pooled: matrices that drift may pool into one that the search has not seen."""
+    rng = np.random.default_rng(8)
+    np.save(tmp_path / "tokens.npy", rng.integers(0, 128, (80, 64)))
+    found, unseen = {}, rng.integers(0, 128, (64, 64))
+    for name in ("watersic", "watersic-at-once"):
+        report = trueaxis.compress(
+            tiny_llama, tmp_path / name, bits=3, calibration=[tmp_path / "tokens.npy"], recipe=name
+        )
+        assert 2.98 < report.bits_per_param <= 3
+        found[name] = trueaxis.evaluate(tmp_path / name, tokens=unseen, reference=tiny_llama).kl_nats
+    assert found["watersic"] < 0.9 * found["watersic-at-once"]
+
+
+def test_a_matrix_that_pools_into_a_new_table_is_counted_as_it_will_be_stored() -> None:
+    rng = np.random.default_rng(4)
+    grid = Grid(np.zeros(64, np.int32), np.zeros((256, 1), np.int32), 32, 64)
+    plain = Contexts(np.zeros(256, np.int32), np.zeros(64, np.int32), 0)
+    weight = Weight("w", (256, 64), "F32", "linear")
+    small, large = (
+        pooled(RansPooled(), weight, Quantized(np.rint(rng.normal(0, one, (64, 256))).astype(np.int32), grid, plain))
+        for one in (1.0, 4.0)
+    )
+    measure = MEASURES[RansPooled](count_symbols([small]) + np.uint64(1), first_tables().offsets)
+    counted = _core.stream_bits(measure(large).coder, [segment(large)])
+    assert np.isclose(counted, large.indices.size * np.log2(4 * np.sqrt(2 * np.pi * np.e)), rtol=0.02)
 
 
 def test_factors_stay_as_they_were_found(tiny_llama: Path, tokens: Path) -> None:

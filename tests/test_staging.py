@@ -110,3 +110,7 @@ def test_an_input_is_never_replaced(tmp_path: Path) -> None:
             check_free(out, True, [model])
     check_free(other, True, [model])
     check_free(model / "inside", True, [model])
+    (model / "config.json").write_text("{}")
+    with pytest.raises(TrueaxisError, match="lies inside"):
+        check_free(model / "inside" / "deeper", True, [model])
+    check_free(other, True, [model])

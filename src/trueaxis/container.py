@@ -307,6 +307,8 @@ def read_config(path: Path) -> dict[str, Any]:
         FormatError: Missing, not JSON, or not compressed by trueaxis.
     """
     file = path / CONFIG
+    if path.is_file():
+        raise FormatError(f"{path}: is a file; give the directory that it lies in")
     try:
         if file.stat().st_size > CONFIG_LIMIT:
             raise FormatError(f"{file}: larger than {CONFIG_LIMIT} bytes")

@@ -137,7 +137,8 @@ def _evaluated(
     model: Any, path: str | Path, reference: Any | None, ids: Array, share: float | None, progress: Progress
 ) -> Evaluation:
     """A directory's model on tokens, beside a loaded reference where there is one."""
-    check_ids(ids, model.get_input_embeddings().weight.shape[0], path)
+    most = getattr(model.config, "max_position_embeddings", None)
+    check_ids(ids, model.get_input_embeddings().weight.shape[0], most, path)
     fingerprint = Container(path).fingerprint if is_compressed(path) else None
     return replace(summarize(score_sequences(model, reference, ids, progress), share), fingerprint=fingerprint)
 

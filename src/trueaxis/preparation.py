@@ -37,7 +37,7 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.parallel import one_thread, ordered_map
-from trueaxis.passes import Job, Passes, Write, first_tables
+from trueaxis.passes import Job, Passes, first_tables
 from trueaxis.pilot import Pilot, sample
 from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
@@ -106,49 +106,52 @@ class Prepared:
         Raises:
             TrueaxisError: Norms, headers and side information alone take more.
         """
+        found = self._rounded(self.jobs, target, str(target))
+        fixed = frozenset(self.sources.values())
+        lessons = Lessons(self.checkpoint, self._tokens, target, fixed, self.seed, self.device, self.progress)
 
+        def again(jobs: Sequence[Job]) -> Assembled:
+            return self._rounded(jobs, target, f"{target} again")
+
+        tuned = TUNERS[type(self.recipe.tune)](self.recipe.tune, lessons, self.jobs, found, again, self._written)
+        return replace(tuned, matrices=(), tables=None, notes=found.notes)
+
+    def _written(self, matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
         transforms = {job.weight.name: job.aligned.transforms for job in self.jobs}
         functions = {job.coded.name: job.function for job in self.jobs if job.function}
+        return assemble(
+            self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
+            transforms, self.sources, self.bases, functions,
+        )  # fmt: skip
 
-        def write(matrices: Sequence[tuple[Weight, Quantized]], tables: Tables) -> Assembled:
-            return assemble(
-                self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
-                transforms, self.sources, self.bases, functions,
-            )  # fmt: skip
-
+    def _rounded(self, jobs: Sequence[Job], target: int, name: str) -> Assembled:
+        """The files at a size, drift corrected; the name is that of the search in the journal."""
         effort = EFFORTS[reference_for(self.recipe.quantize).effort]
-        size, fixed = sum(job.coded.size for job in self.jobs), sum(entry.stored_bytes for entry in self.exact)
-        fixed += sum(map(len, functions.values()))
-        fixed += sum(len(transform.payload) for found in transforms.values() for transform in found)
-        plans = [job.plan for job in self.jobs]
+        size, fixed = sum(job.coded.size for job in jobs), sum(entry.stored_bytes for entry in self.exact)
+        fixed += sum(len(job.function) for job in jobs)
+        transforms = {job.weight.name: job.aligned.transforms for job in jobs}  # two factors are one matrix here
+        fixed += sum(len(one.payload) for found in transforms.values() for one in found)
+        plans = [job.plan for job in jobs]
         start, finest = first_c(plans, 8.0 * max(target - fixed, 1)), finest_c(plans)
-        tables, learning, taught = first_tables(self.jobs, effort), effort.learning_passes, effort.taught
-        if sampled := sample(self.jobs):
+        tables, learning, taught = first_tables(jobs, effort), effort.learning_passes, effort.taught
+        if sampled := sample(jobs):
             pilot = Pilot(sampled, tables, learning, self.recipe.entropy, fixed, self.threads, self.progress)
             with suppress(TargetError):  # by estimate; the passes tell for certain
                 trial = search(pilot, start, size, target, fixed, learning, finest, taught)
                 start, tables, learning, taught = max(trial.closer(target, size), finest), trial.tables, 0, 0
         passes = Passes(
-            self.jobs, tables, learning, self.recipe.entropy, write, self.threads, self.progress,
-            self.journal, str(target), self.checkpoint.scratch, self.engine,
+            jobs, tables, learning, self.recipe.entropy, self._written, self.threads, self.progress,
+            self.journal, name, self.checkpoint.scratch, self.engine,
         )  # fmt: skip
         found = search(passes, start, size, target, fixed, learning, finest, taught)
         course = Course(
-            self.checkpoint, self._tokens, self.jobs, passes.steps[found.file_bytes], finest, target,
-            self.recipe.entropy, write, self.threads, self.progress, self.journal, self.engine,
+            self.checkpoint, self._tokens, jobs, passes.steps[found.file_bytes], finest, target, name,
+            self.recipe.entropy, self._written, self.threads, self.progress, self.journal, self.engine,
         )  # fmt: skip
-        found = DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
-        return replace(self._tuned(found, write, target), matrices=(), tables=None, notes=found.notes)
+        return DRIFTS[type(self.recipe.drift)](self.recipe.drift, course, found)
 
     def _tokens(self) -> Array:
         return calibration_tokens(self.checkpoint, self.weights, self.calibration, self.statistics, self.seed)
-
-    def _tuned(self, found: Assembled, write: Write, target: int) -> Assembled:
-        """Files after tuning, if they fit."""
-        fixed = frozenset(self.sources.values())
-        lessons = Lessons(self.checkpoint, self._tokens, fixed, self.seed, self.device, self.progress)
-        tuned = TUNERS[type(self.recipe.tune)].tune(self.recipe.tune, lessons, self.jobs, found, write)
-        return tuned if tuned.file_bytes <= target else found
 
     @one_thread()
     def save(
@@ -254,7 +257,6 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
     planner = Planner(recipe.quantize, scratch)
     split = FUNCTIONS[type(recipe.function)](recipe.function, network)
     weights = [weight for weight in network.weights if weight.role != "exact"]
-    fine = TUNERS[type(recipe.tune)].plan
     spaces = [list(group) for _, group in itertools.groupby(weights, lambda weight: weight.space or weight.name)]
 
     def prepared(group: Sequence[Weight]) -> list[Job]:
@@ -269,7 +271,7 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
             cost = LOSSES[type(recipe.metric)](recipe.metric, weight, aligned.metric, changed, network.statistics)
             for coded in split(weight, replace(aligned, metric=held(scratch, cost))):
                 known = _known_factor(network, alignment, weight) if _as_aligned(coded, aligned) else None
-                plan = fine(planner.plan(coded.weight, scratch.hold(coded.values), coded.metric, known))
+                plan = planner.plan(coded.weight, scratch.hold(coded.values), coded.metric, known)
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))
@@ -281,7 +283,7 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
     jobs = [replace(job, plan=plan) for job, plan in zip(jobs, plans, strict=True)]
 
     def planned(weight: Weight, matrix: Array, metric: Metric) -> Plan:
-        return fine(planner.plan(weight, scratch.hold(matrix), held(scratch, metric)))
+        return planner.plan(weight, scratch.hold(matrix), held(scratch, metric))
 
     jobs = TURNERS[type(recipe.transform)](recipe.transform, jobs, planned, network.target_bits, threads)
     return SELECTORS[type(recipe.function)](recipe.function, jobs, network.target_bits)

@@ -33,7 +33,7 @@ def torch_device(name: torch.device | str) -> torch.device:
         if found.type == "cuda" and found.index is None:
             found = torch.device("cuda", torch.cuda.current_device())
         torch.zeros(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # a torch without CUDA asserts
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:  # a torch without CUDA asserts
+        reason = str(error).splitlines()[0].partition(". ")[0]
         raise TrueaxisError(f"device {str(name)!r} is not available: {reason}; use device 'cpu'") from error
     return found

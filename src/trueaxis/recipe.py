@@ -137,8 +137,9 @@ NAMED: dict[str, Recipe] = {
     "best": Recipe(quantize=Feedback(effort="best")),
     "gptq": Recipe(Identity(), quantize=Gptq(), drift=NoDrift()),
     "gptq-uniform": Recipe(Identity(), quantize=GptqUniform(), drift=NoDrift()),
-    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled(), drift=NoDrift()),
-    "watersic-classed": Recipe(Identity(), quantize=WaterSic(), drift=NoDrift()),
+    "watersic": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled()),
+    "watersic-classed": Recipe(Identity(), quantize=WaterSic()),
+    "watersic-at-once": Recipe(Identity(), quantize=WaterSic(), entropy=RansPooled(), drift=NoDrift()),
     "watersic-core": Recipe(Identity(), quantize=WaterSicCore(), entropy=RansPooled(), drift=NoDrift()),
     "watersic-core-classed": Recipe(Identity(), quantize=WaterSicCore(), drift=NoDrift()),
 }

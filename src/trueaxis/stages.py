@@ -163,7 +163,7 @@ class WaterSic:
     """Quantize: WaterSIC (arXiv:2603.04956), layer by layer at equal rates.
 
     Noise feedback in the checkpoint's column order, steps c / C_jj, nearest rounding, a least-squares gain per column
-    inside the loop, row and column rescalers after it. Its corrections for drift between layers are not part of it.
+    inside the loop, row and column rescalers after it. Its correction for drift between layers is a stage of its own.
 
     Attributes:
         damping: First δ added to H as δ · mean(diag H) · I.

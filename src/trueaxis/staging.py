@@ -13,7 +13,8 @@ from trueaxis.types import TrueaxisError
 
 
 def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Refuses an output path that holds something already, and, whatever `overwrite` says, one that holds an input.
+    """Refuses an output path that holds something already, and, whatever `overwrite` says, one that holds an input or
+    lies inside a model that is read.
 
     Args:
         out: Directory to be created.
@@ -22,14 +23,15 @@ def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) ->
             files that links in them lead to.
 
     Raises:
-        TrueaxisError: `out` would replace an input, is a file, a symbolic link, or a directory that is not empty (and
-            `overwrite` is off).
+        TrueaxisError: `out` would replace an input, lies inside a model, is a file, a symbolic link, or a directory
+            that is not empty (and `overwrite` is off).
     """
     place = out.resolve()
     for source in map(Path, inputs):
         found = [source, *source.iterdir()] if source.is_dir() else [source]
         if any(place == one or place in one.parents for one in (path.resolve() for path in found)):
             raise TrueaxisError(f"{out}: output would replace {source}, which is read; choose another path")
+        require_apart(out, source)
     if out.is_symlink():
         raise TrueaxisError(f"{out}: output is a symbolic link; give the real path")
     if out.exists() and not out.is_dir():
@@ -39,12 +41,12 @@ def check_free(out: Path, overwrite: bool, inputs: Iterable[str | Path] = ()) ->
 
 
 def require_apart(output: str | Path, directory: str | Path) -> None:
-    """Refuses an output inside a compressed directory, which holds what it was made with and nothing else.
+    """Refuses an output inside the directory of a model, which is to hold that model and nothing else.
 
     Raises:
-        TrueaxisError: `output` lies in `directory`.
+        TrueaxisError: `output` lies in `directory`, and that has a config.json.
     """
-    if Path(directory).resolve() in Path(output).resolve().parents:
+    if Path(directory, "config.json").is_file() and Path(directory).resolve() in Path(output).resolve().parents:
         raise TrueaxisError(f"{output}: lies inside {directory}, which holds the model alone; choose a path outside")
 
 

@@ -109,7 +109,7 @@ def sweep(
         root = Path(stack.enter_context(tempfile.TemporaryDirectory()) if output is None else output)
         directories = [root / f"{rate:g}bits" for rate in rates]
         for directory in directories:
-            check_free(directory, overwrite=False)
+            check_free(directory, False, [model])
         prepared = prepare(
             checkpoint, chosen, checkpoint.bytes_at(sum(rates) / len(rates)), calibration, statistics,
             seed=seed, threads=threads or default_threads(), device=device, progress=progress,

@@ -24,7 +24,7 @@ from torch.nn import Parameter
 from trueaxis import _core
 from trueaxis.assemble import Assembled, count_symbols
 from trueaxis.engine import Local
-from trueaxis.entropy.model import fit_tables
+from trueaxis.entropy.model import Tables, fit_tables
 from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.entropy.stream import segment
 from trueaxis.journal import NoJournal
@@ -41,7 +41,7 @@ from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.outcome import packed, unpacked
 from trueaxis.runtime.transforms import decoded, undone
 from trueaxis.scratch import NoScratch
-from trueaxis.stages import Coder, InTurn
+from trueaxis.stages import Coder, InTurn, Rans, RansPooled
 from trueaxis.types import Array, Quantized
 
 R = TypeVar("R")
@@ -59,6 +59,7 @@ class Course:
         jobs: All matrices.
         c, finest: Of the files that were found, and the smallest there may be.
         target: Bytes not to exceed.
+        name: Of the search in the journal.
         coder: Of the recipe.
         write: Makes files.
         threads: Workers; the result does not depend on them.
@@ -73,6 +74,7 @@ class Course:
     c: float
     finest: float
     target: int
+    name: str
     coder: Coder
     write: Write
     threads: int
@@ -168,7 +170,7 @@ class Turns:
         self._stage, self._course, self._places, self._batches = stage, course, places, batches
         self._tables, self._made = files.tables, 0
         counts = count_symbols([matrix for _, matrix in files.matrices]) + np.uint64(1)  # no symbol is impossible
-        self._measure = fit_tables(counts, files.tables.offsets).coder
+        self._measure = MEASURES[type(course.coder)](counts, files.tables.offsets)
         self._weights = {weight.name: weight.size for weight, _ in files.matrices}
         self._expected = {weight.name: self._bits(matrix) for weight, matrix in files.matrices}
         self._fixed = 8.0 * files.file_bytes - sum(self._expected.values())
@@ -237,6 +239,7 @@ class Turns:
             return {module: scratch.tensor(read) for module, read in self._walks[0].passed(number).items()}
 
         heard = self._over(passed)
+        self._walks[1].last = self._walks[0].last
         stream = None
         for module in heard[0]:
             if module in norms:
@@ -270,7 +273,7 @@ class Turns:
     def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
         """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""
         c, journal = self._allowance.c, self._course.journal
-        keys = {job.coded.name: f"turn {self._course.target} {self._made} {c!r} {job.coded.name}" for job in jobs}
+        keys = {job.coded.name: f"turn {self._course.name} {self._made} {c!r} {job.coded.name}" for job in jobs}
         known = {name: journal.recall(key) for name, key in keys.items()}
         found = None if shift is None or all(known.values()) else shift()
 
@@ -294,7 +297,7 @@ class Turns:
             self._allowance.spend(job.coded.name, c, self._bits(matrix))
 
     def _bits(self, matrix: Quantized) -> float:
-        return _core.stream_bits(self._measure, [segment(matrix)])
+        return _core.stream_bits(self._measure(matrix).coder, [segment(matrix)])
 
     def _put(self, model: Any, job: Job, values: Array) -> None:
         """A matrix in the coordinates of the file into a model; one that another is multiplied by makes the head."""
@@ -305,6 +308,24 @@ class Turns:
             embedding: Any = submodule(model, str(self._places.embedding))
             head: Any = submodule(model, str(self._places.head))
             head.weight.detach().copy_(embedding.weight @ matrix)
+
+
+def _by_files(counts: Array, offsets: Array) -> Callable[[Quantized], Tables]:
+    """Tables of the search for every matrix: its classes all have been seen there."""
+    tables = fit_tables(counts, offsets)
+    return lambda matrix: tables
+
+
+def _by_itself(counts: Array, offsets: Array) -> Callable[[Quantized], Tables]:
+    """Tables that know the matrix too: the one that it pools into may be new."""
+    return lambda matrix: fit_tables(counts + count_symbols([matrix]), offsets)
+
+
+MEASURES: dict[type, Callable[[Array, Array], Callable[[Quantized], Tables]]] = {
+    Rans: _by_files,
+    RansPooled: _by_itself,
+}
+"""Symbols and offsets of the search ─▶ tables that a matrix is counted with before its files are made."""
 
 
 def _copied(model: Any, scratch: NoScratch) -> Any:

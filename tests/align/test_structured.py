@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 
 import trueaxis
 from oracle import Oracle
-from planted import plant
-from trueaxis.align.described import Described, turned
+from planted import VOCABULARY, plant
+from trueaxis.align.described import Described
 from trueaxis.align.structured import coded_bits, found_for, paid_bits, turned_metric
 from trueaxis.metric.metric import distance
 from trueaxis.parallel import one_thread
@@ -19,10 +20,10 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.plan import Plan, Planner
 from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.orthogonal import COLUMNS, Axis, Hadamard, Mirrors, sparse
+from trueaxis.runtime.orthogonal import COLUMNS, Axis, Hadamard, Mirrors, Orthogonal, sparse
 from trueaxis.runtime.transforms import undone
-from trueaxis.stages import Feedback, Gptq, Identity, Structured
-from trueaxis.types import Array, Metric, Transform, TrueaxisError, Weight
+from trueaxis.stages import Feedback, Gptq, Identity, NoTransform, Structured
+from trueaxis.types import Array, Metric, TrueaxisError, Weight
 
 M, N = 768, 48
 RNG = np.random.default_rng(1)
@@ -30,19 +31,19 @@ AXIS = Axis(COLUMNS, N)
 FAST = Feedback(effort="fast")
 
 
-def all_pairs(axis: Axis) -> Transform:
+def all_pairs(axis: Axis) -> Orthogonal:
     codes = RNG.integers(-1024, 1025, axis.size * (axis.size - 1) // 2)
     pairs = [(i, j) for i in range(axis.size) for j in range(i + 1, axis.size)]
     return sparse(axis, 10, [(i, j, int(code)) for (i, j), code in zip(pairs, codes, strict=True)])
 
 
-def some_pairs(count: int) -> Transform:
+def some_pairs(count: int) -> Orthogonal:
     pairs = [sorted(RNG.choice(N, 2, replace=False).tolist()) for _ in range(count)]
     return sparse(AXIS, 10, [(i, j, int(RNG.integers(200, 424))) for i, j in pairs])
 
 
 # kind ─▶ transforms, and how many numbers they have
-KINDS: dict[str, tuple[list[Transform], int]] = {
+KINDS: dict[str, tuple[list[Orthogonal], int]] = {
     "mirror": ([Mirrors(AXIS, RNG.integers(-500, 501, (1, N)))], N),
     "kronecker": ([all_pairs(Axis(COLUMNS, 6, 8)), all_pairs(Axis(COLUMNS, 8))], 15 + 28),
     "pairs": ([some_pairs(12)], 12),
@@ -61,14 +62,16 @@ def number_bits(kind: str) -> float:
 
 
 @one_thread()
-def judged(straight: Array, transforms: list[Transform], moment: Array | None) -> tuple[float, float, list[str]]:
+def judged(straight: Array, transforms: list[Orthogonal], moment: Array | None) -> tuple[float, float, list[str]]:
     """(bits planted, bits that come back, kinds found)."""
     turned_weight = straight
     for transform in reversed(transforms):
         turned_weight = transform.decoded(turned_weight)
     turned_moment = moment
     for transform in reversed(transforms):
-        turned_moment = None if turned_moment is None else turned(turned_moment, Back(transform))
+        turned_moment = (
+            turned_moment if turned_moment is None else transform.decoded(transform.decoded(turned_moment).T)
+        )
     plan = plan_of(straight, moment)
     c = first_c([plan], 2.5 * straight.size)
     ideal, given = Described.planned(plan, c), Described.planned(plan_of(turned_weight, turned_moment), c)
@@ -77,15 +80,6 @@ def judged(straight: Array, transforms: list[Transform], moment: Array | None) -
         then = then.moved(transform)
     back = given.bits - then.bits - paid_bits([transform for _, transform in found])
     return given.bits - ideal.bits, back, [name for name, _ in found]
-
-
-class Back:
-    """A transform the other way round."""
-
-    payload = b""
-
-    def __init__(self, transform: Transform) -> None:
-        self.decoded, self.undone = transform.undone, transform.decoded
 
 
 @pytest.mark.parametrize("metric", [False, True])
@@ -156,13 +150,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         planted = sparse(Axis(COLUMNS, n), 4, [(min(pair), max(pair), 7) for pair in pairs.tolist()])
         return planted.decoded(rng.normal(size=(m, n)) * 2.0 ** rng.normal(0, 1.5, n))
 
-    return plant(tmp_path_factory.mktemp("turned"), draw, width=32, hidden=128)
+    place = plant(tmp_path_factory.mktemp("turned"), draw, width=32, hidden=128)
+    np.save(place / "tokens.npy", np.random.default_rng(8).integers(0, VOCABULARY, (64, 128)).astype(np.uint16))
+    return place
 
 
 def test_files_decode_alike_in_both_readers(model: Path, tmp_path: Path) -> None:
-    report = trueaxis.compress(
-        model, tmp_path / "out", bits=8, recipe=Recipe(Identity(), quantize=FAST, transform=Structured())
-    )
+    given = {"bits": 8, "calibration": [model / "tokens.npy"], "statistics": tmp_path / "statistics.safetensors"}
+    chosen = Recipe(Identity(), quantize=FAST, transform=Structured())
+    report = trueaxis.compress(model, tmp_path / "out", recipe=chosen, **given)
     assert report.transforms
     decoder, found = Decoder(tmp_path / "out"), Oracle(tmp_path / "out").tensors()
     for name in decoder.names():
@@ -173,7 +169,7 @@ def test_files_decode_alike_in_both_readers(model: Path, tmp_path: Path) -> None
         assert one.transform_bits >= told[one.name]["transform_bits"] > 0
         assert told[one.name]["transform_saved_bits"] == one.estimated_saved_bits > 0
     rows = {row.name: row for row in report.tensors}
-    plain = trueaxis.compress(model, tmp_path / "plain", bits=8, recipe=Recipe(Identity(), quantize=FAST))
+    plain = trueaxis.compress(model, tmp_path / "plain", recipe=replace(chosen, transform=NoTransform()), **given)
     assert all(rows[one.name].relative_distortion < 0.01 for one in report.transforms)
     lost = {row.name: row.relative_distortion for row in plain.tensors}
     assert np.mean([np.log(rows[one.name].relative_distortion / lost[one.name]) for one in report.transforms]) < 0

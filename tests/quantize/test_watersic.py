@@ -111,7 +111,7 @@ def test_errors_are_those_of_the_decoded_steps(layer: tuple[Array, Metric], stag
     np.testing.assert_allclose(outcome.errors, rebuilt(outcome) - weight, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["watersic", "watersic-classed", "watersic-core", "watersic-core-classed"])
+@pytest.mark.parametrize("name", ["watersic", "watersic-classed", "watersic-at-once", "watersic-core"])
 def test_files_round_trip(name: str, tiny_llama: Path, tokens: Path, tmp_path: Path) -> None:
     statistics = tmp_path / "statistics.safetensors"
     report = trueaxis.compress(
@@ -131,7 +131,7 @@ def test_files_round_trip(name: str, tiny_llama: Path, tokens: Path, tmp_path: P
 
 
 def test_unknown_recipes_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(TrueaxisError, match=r"gptq.*identity.*rtn.*watersic, watersic-classed, watersic-core"):
+    with pytest.raises(TrueaxisError, match=r"gptq.*identity.*rtn.*watersic, watersic-at-once, watersic-classed"):
         recipe("watersick")
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 STEP_ENERGY = 17.0  # ½ log₂(1 + 17 u) bits for u = σ²/Δ²: an entropy-coded uniform quantizer from low to high rate
 ERRORS = 12.0  # its error: u / (1 + 12 u) steps², all of u at low rate, 1/12 at high rate
-SLOPE = ERRORS / (2 * np.log(2))  # bits that a step² of distortion is worth there, −dR/dD at high rate
+SLOPE = ERRORS / (2 * math.log(2))  # bits that a step² of distortion is worth there, −dR/dD at high rate
 DAMPING = 1e-3
 TINY = 1e-20
 ITERATIONS = 8  # twelve change the rate by 0.002 bits more

@@ -10,11 +10,14 @@ from functools import cached_property
 
 import numpy as np
 
-from trueaxis.align.basis import DAMPING, ERRORS, SLOPE, STEP_ENERGY
+from trueaxis.align.basis import ERRORS, SLOPE, STEP_ENERGY
 from trueaxis.quantize.plan import Plan
-from trueaxis.types import Array, Transform
+from trueaxis.runtime.orthogonal import Orthogonal
+from trueaxis.types import Array
 
 TINY = 1e-30  # of an energy in squared steps
+LEAST_SIZE = 1e-4  # of a row, of the mean
+RIDGE = 1.0  # of the mean energy of a column, added to all
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +46,8 @@ class Described:
             roots = np.empty(plan.feedback.shape)
             roots[plan.order] = plan.feedback / (2 * c * plan.column_steps[plan.order])
         weight = (plan.weight / rows[:, None]).astype(np.float64)
-        whole = weight.T @ weight / len(weight)
-        lower = np.linalg.cholesky(whole + (DAMPING * np.diag(whole).mean() + TINY) * np.eye(len(whole)))
-        sizes = np.square(np.linalg.solve(lower, weight.T)).mean(axis=0)  # the same in all coordinates
-        weight *= np.sqrt(sizes.mean() / np.maximum(sizes, TINY))[:, None]
+        sizes = _sizes(weight)
+        weight *= np.sqrt(sizes.mean() / np.maximum(sizes, LEAST_SIZE * sizes.mean() + TINY))[:, None]
         return cls(len(weight), weight.T @ weight / len(weight), roots @ roots.T)
 
     @property
@@ -68,16 +69,36 @@ class Described:
         steps = energies * worth + self.fed_back(energies, lower)
         return float(self.rows * cost_bits(steps).sum())
 
+    @cached_property
+    def most(self) -> float:
+        """Bits that a rotation could save, by estimate: all but those of axes that make Cᵀ S C diagonal."""
+        order, lower = self.visited
+        crossed = lower.T @ self.covariance[np.ix_(order, order)] @ lower  # its eigenvalues are those of S M
+        return self.bits - float(self.rows * cost_bits(np.maximum(np.linalg.eigvalsh(crossed), 0)).sum())
+
     def fed_back(self, energies: Array, lower: Array) -> Array:
         """What targets take up of errors before them, in squared steps [n]; axes as visited."""
         squares = np.square(lower)
         errors = energies / (1 + ERRORS * energies * np.diag(squares))
         return errors @ np.tril(squares, -1)
 
-    def moved(self, transform: Transform) -> Described:
+    def moved(self, transform: Orthogonal) -> Described:
         """The same matrix coded under a transform of its columns."""
         covariance, moment = (turned(one, transform) for one in (self.covariance, self.moment))
         return Described(self.rows, covariance, moment)
+
+
+def _sizes(weight: Array) -> Array:
+    """w R⁻¹ wᵀ of every row w, R the covariance of all others: the same in all coordinates, [m].
+
+    Measured by a covariance that it is part of, a row could not stand out where there are fewer rows than columns.
+    """
+    from scipy.linalg import solve_triangular
+
+    whole = weight.T @ weight
+    lower = np.linalg.cholesky(whole + (RIDGE * np.diag(whole).mean() + TINY) * np.eye(len(whole)))
+    within = np.square(solve_triangular(lower, weight.T, lower=True, check_finite=False)).sum(axis=0)
+    return within / np.maximum(1 - within, LEAST_SIZE)  # Sherman and Morrison
 
 
 def cost_bits(steps: Array) -> Array:
@@ -85,7 +106,7 @@ def cost_bits(steps: Array) -> Array:
     return 0.5 * np.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
 
 
-def turned(moment: Array, transform: Transform) -> Array:
+def turned(moment: Array, transform: Orthogonal) -> Array:
     """T H Tᵀ for the orthogonal T that leads from the tensor's columns to those coded."""
-    found = transform.undone(transform.undone(moment).T)
+    found = transform.undone_rows(transform.undone_rows(moment).T)
     return (found + found.T) / 2

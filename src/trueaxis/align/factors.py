@@ -18,19 +18,19 @@ import numpy as np
 
 from trueaxis.align.basis import STEP_ENERGY, Term, joint
 from trueaxis.align.described import Described
-from trueaxis.align.pairs import planes
+from trueaxis.align.pairs import planes, resolution
 from trueaxis.runtime.orthogonal import COLUMNS, MOST_BITS, Axis, Hadamard, Mirrors, Orthogonal, Planes
 from trueaxis.types import Array
 
-ANGLE_BITS = (5, 7, 9)
-ENTRY_BITS = (4, 6, 8, 10)
+ENTRY_BITS = range(3, 12)
 LARGEST_TIED = 64
 BLOCKS = (2, 4, 8, 16, 32)
 PRICE = 4.0  # bits of an angle at least
 LEAST = 200.0  # bits that are worth a closer look
-EIGENVECTORS, MATCHES, DESCENDED = 128, 4, 16  # mirrors tried: eigenvectors, axes of each, and those that descend
+EIGENVECTORS, MATCHES = 128, 4  # mirrors tried: eigenvectors, and axes of each
 STARTING = 0.4  # of what a mirror costs, that its start must save
-STEPS, RATE = 200, 0.05  # of the descent
+DESCENTS = ((16, 50), (4, 150))  # so many mirrors, the best, descend so many steps
+RATE = 0.05  # of the descent
 TRIED = 3  # ways to lay the columns out
 Factors = tuple[Orthogonal, ...]
 Candidate = Callable[[Described], Sequence[Factors]]
@@ -44,22 +44,26 @@ def tied(described: Described) -> list[Factors]:
         if size % side == 0:
             outer, inner = Axis(COLUMNS, side, size // side), Axis(COLUMNS, side)
             axes += [(outer,), (inner,)] * (side <= LARGEST_TIED) + [(outer, Axis(COLUMNS, size // side))]
+    axes = [choice for choice in axes if sum(map(_angle_bits, choice)) < described.most]
     promised = {choice: _promise(described, choice) for choice in axes}
     best = sorted(axes, key=lambda choice: -promised[choice])[:TRIED]
-    return [factors for choice in best if promised[choice] > LEAST for factors in _all_tied(described, choice)]
+    return [_tied(described, choice) for choice in best if promised[choice] > LEAST]
 
 
-def _all_tied(described: Described, axes: Sequence[Axis]) -> list[Factors]:
-    """The best rotation of each axis, after those before it, at every resolution."""
-    exact: list[tuple[Axis, Array]] = []
+def _tied(described: Described, axes: Sequence[Axis]) -> Factors:
+    """The best rotation of each axis, after those before it."""
+    found = []
     for axis in axes:
         parts = _parts(described.covariance, axis)
         worth = _parts_of_diagonal(_conditional(described), axis)
         levels = np.exp(np.log(worth).mean(axis=1))
         terms = [Term(part, described.rows, None, float(one)) for part, one in zip(parts, levels, strict=True)]
-        exact.append((axis, _nearest(joint(terms, 1.0, 0))))
-        described = described.moved(_as_planes(axis, [exact[-1][1]], MOST_BITS))
-    return [tuple(_as_planes(axis, [turn], bits) for axis, turn in exact) for bits in ANGLE_BITS]
+        axes_there = _nearest(joint(terms, 1.0, 0))[None]
+        then = described.moved(_as_planes(axis, axes_there, MOST_BITS))
+        bits = resolution(described.bits - then.bits, _angles(axes_there))
+        found.append(_as_planes(axis, axes_there, bits))
+        described = then
+    return tuple(found)
 
 
 def blocks(described: Described) -> list[Factors]:
@@ -70,10 +74,11 @@ def blocks(described: Described) -> list[Factors]:
             continue
         axis = Axis(COLUMNS, side)
         parts = _parts(described.covariance, axis)
-        axes = [_nearest(np.linalg.eigh(part)[1].T) for part in parts]
-        ideal = sum(_log_energies(part, turn) for part, turn in zip(parts, axes, strict=True))
-        if described.rows * ideal > PRICE * len(parts) * side * (side - 1) / 2:
-            found += [(_as_planes(replace(axis, size=described.size), axes, bits),) for bits in ANGLE_BITS]
+        axes = np.stack([_nearest(one) for one in np.linalg.eigh(parts)[1].swapaxes(1, 2)])
+        saved = described.rows * _log_energies(parts, axes)
+        if saved > PRICE * len(parts) * side * (side - 1) / 2:
+            bits = resolution(saved, _angles(axes))
+            found.append((_as_planes(replace(axis, size=described.size), axes, bits),))
     return found
 
 
@@ -83,7 +88,7 @@ def mirrors(described: Described) -> list[Factors]:
     An eigenvector of P Λ P is P e = e − 2 (v·e) v: eigenvector less axis is along v for the right pair of them.
     """
     size, covariance = described.size, described.covariance
-    vectors = np.linalg.eigh(covariance)[1].T[::-1][:EIGENVECTORS]
+    vectors = np.linalg.eigh(covariance.astype(np.float32))[1].T[::-1][:EIGENVECTORS].astype(np.float64)
     places = np.argsort(-np.abs(vectors), axis=1)[:, :MATCHES]
     starts = [sign * vectors[:, None] - np.eye(size)[places] for sign in (-1.0, 1.0)]
     found = np.concatenate(starts).reshape(-1, size)
@@ -93,12 +98,15 @@ def mirrors(described: Described) -> list[Factors]:
     own = float(np.log2(1 + STEP_ENERGY * worth * np.diag(covariance)).sum())
     if 0.5 * described.rows * (own - bits.min()) < STARTING * PRICE * size:
         return []
-    best = _descended(covariance, found[np.argsort(bits)[:DESCENDED]], worth)
-    bits = _mirrored_bits(covariance, best, worth)
-    scaled = best[bits.argmin()] / np.abs(best[bits.argmin()]).max()
-    return [
-        (Mirrors(Axis(COLUMNS, size), np.rint(scaled * (1 << bits)).astype(np.int64)[None]),) for bits in ENTRY_BITS
-    ]  # fmt: skip
+    for count, steps in DESCENTS:
+        found = _descended(covariance, found[np.argsort(bits)[:count]], worth, steps)
+        bits = _mirrored_bits(covariance, found, worth)
+    scaled = found[bits.argmin()] / np.abs(found[bits.argmin()]).max()
+    rounded = [np.rint(scaled * (1 << bits)).astype(np.int64)[None] for bits in ENTRY_BITS]
+    kept = _mirrored_bits(covariance, np.concatenate([one / np.linalg.norm(one) for one in rounded]), worth)
+    tried = [Mirrors(Axis(COLUMNS, size), one) for one in rounded]
+    paid = 0.5 * described.rows * kept + [8 * len(one.payload) for one in tried]
+    return [(tried[int(paid.argmin())],)]
 
 
 def hadamard(described: Described) -> list[Factors]:
@@ -153,19 +161,24 @@ def _promise(described: Described, axes: Sequence[Axis]) -> float:
         parts = _parts(covariance, axis)
         sizes = np.trace(parts, axis1=1, axis2=2)
         turn = np.linalg.eigh((parts / np.maximum(sizes, 1e-30)[:, None, None]).mean(axis=0))[1].T
-        saved += described.rows * sum(_log_energies(part, turn) for part in parts)
-        saved -= PRICE * axis.size * (axis.size - 1) / 2
+        saved += described.rows * _log_energies(parts, turn) - _angle_bits(axis)
         if axis is not axes[-1]:
-            outer = described.size // (axis.size * axis.inner)
-            whole = np.kron(np.eye(outer), np.kron(turn, np.eye(axis.inner)))
-            covariance = whole @ covariance @ whole.T
+            for _ in range(2):  # T S, then that of its transpose
+                laid = covariance.reshape(-1, axis.size, axis.inner * described.size)
+                covariance = (turn @ laid).reshape(covariance.shape).T
     return saved
 
 
-def _log_energies(part: Array, axes: Array) -> float:
-    """½ Σ log₂ of energies along the own axes, less that along others."""
-    turned = ((axes @ part) * axes).sum(axis=1)
-    return float(0.5 * np.log2(np.maximum(np.diag(part), 1e-30) / np.maximum(turned, 1e-30)).sum())
+def _angle_bits(axis: Axis) -> float:
+    """What the angles of a rotation cost at least."""
+    return PRICE * axis.size * (axis.size - 1) / 2
+
+
+def _log_energies(parts: Array, axes: Array) -> float:
+    """½ Σ log₂ of energies along the own axes, less that along others; [count, size, size] both."""
+    turned = ((axes @ parts) * axes).sum(axis=-1)
+    own = np.diagonal(parts, axis1=-2, axis2=-1)
+    return float(0.5 * np.log2(np.maximum(own, 1e-30) / np.maximum(turned, 1e-30)).sum())
 
 
 def _nearest(axes: Array) -> Array:
@@ -177,20 +190,26 @@ def _nearest(axes: Array) -> Array:
     return found * np.where(np.diag(found) < 0, -1.0, 1.0)[:, None]
 
 
-def _as_planes(axis: Axis, axes: Sequence[Array], bits: int) -> Planes:
-    """Rotations of neighbouring groups, rows their axes, as planes that decode in the reverse of the elimination."""
-    listed = []
-    for number, one in enumerate(axes):
-        left, side = one.T.copy(), len(one)
-        for i in range(side):
-            for j in range(i + 1, side):
-                angle = np.arctan2(left[j, i], left[i, i])
-                angle -= np.pi * np.sign(angle) * (abs(angle) > np.pi / 2)  # a sign of an axis is free
-                cosine, sine = np.cos(angle), np.sin(angle)
-                left[[i, j]] = cosine * left[i] + sine * left[j], cosine * left[j] - sine * left[i]
-                listed.append((number * side + i, number * side + j, round(float(np.tan(angle / 2)) * (1 << bits))))
-    first, second, codes = np.array(listed[::-1]).T
-    return Planes(axis, bits, first, second, codes)
+def _angles(axes: Array) -> Array:
+    """Angles of the planes of rotations [count, size, size], whose rows are axes: [size · (size − 1) / 2, count]."""
+    left, size, angles = axes.swapaxes(1, 2).copy(), axes.shape[1], []
+    for i in range(size):
+        for j in range(i + 1, size):
+            angle = np.arctan2(left[:, j, i], left[:, i, i])
+            angle -= np.pi * np.sign(angle) * (np.abs(angle) > np.pi / 2)  # a sign of an axis is free
+            cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
+            left[:, i], left[:, j] = cosine * left[:, i] + sine * left[:, j], cosine * left[:, j] - sine * left[:, i]
+            angles.append(angle)
+    return np.array(angles)
+
+
+def _as_planes(axis: Axis, axes: Array, bits: int) -> Planes:
+    """Rotations of neighbouring groups as planes that decode in the reverse of the elimination."""
+    count, size, _ = axes.shape
+    codes = np.rint(np.tan(_angles(axes) / 2) * (1 << bits)).astype(np.int64).T
+    starts = size * np.arange(count)[:, None]
+    first, second = ((starts + places).ravel()[::-1] for places in np.triu_indices(size, 1))
+    return Planes(axis, bits, first, second, codes.ravel()[::-1])
 
 
 def _mirrored_bits(covariance: Array, vectors: Array, worth: float) -> Array:
@@ -201,14 +220,14 @@ def _mirrored_bits(covariance: Array, vectors: Array, worth: float) -> Array:
     return np.log2(1 + STEP_ENERGY * worth * np.maximum(energies, 0)).sum(axis=1)
 
 
-def _descended(covariance: Array, starts: Array, worth: float) -> Array:
+def _descended(covariance: Array, starts: Array, worth: float, steps: int) -> Array:
     """Unit vectors [k, n] of mirrors, all of them improved on `_mirrored_bits`."""
     import torch
 
-    moment, free = torch.from_numpy(covariance), torch.from_numpy(starts).requires_grad_(True)
+    moment, free = torch.from_numpy(covariance).float(), torch.from_numpy(starts).float().requires_grad_(True)
     optimizer = torch.optim.Adam([free], lr=RATE / np.sqrt(len(covariance)))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         vectors = free / free.norm(dim=1, keepdim=True)
         crossed = vectors @ moment
         inside = (vectors * crossed).sum(dim=1, keepdim=True)
@@ -218,5 +237,5 @@ def _descended(covariance: Array, starts: Array, worth: float) -> Array:
         bits.backward()
         optimizer.step()
         schedule.step()
-    found = free.detach().numpy()
+    found = free.detach().double().numpy()
     return found / np.linalg.norm(found, axis=1, keepdims=True)

@@ -17,10 +17,11 @@ from trueaxis.runtime.orthogonal import COLUMNS, Axis, Planes, sparse
 from trueaxis.types import Array
 
 ROUNDS = 40
-MOST_PAIRS = 1 << 19  # looked at closely in a round
-ANGLE_BITS = (3, 5, 7)
-TRIED = np.array([1.0, 0.7, 0.4])  # of the angle that makes weights, or inputs, of a pair uncorrelated
-KEPT = 0.5  # of what pairs promise, that all of a round together must hold
+CHUNK_PAIRS = 1 << 15
+FEWEST_BITS, MOST_BITS = 2, 12  # of an angle
+FIRST_BITS = 5  # taken for granted until there is a pair to tell
+TRIED = (1.0, 0.7, 0.4)  # of the angle that makes weights, or inputs, of a pair uncorrelated
+WORTH = 1.25  # of what they cost, that the pairs of a round must save together
 
 
 class Pairs(NamedTuple):
@@ -31,77 +32,133 @@ class Pairs(NamedTuple):
     angles: Array
     saved: Array
 
+    def at(self, places: Array) -> Pairs:
+        """Some of them."""
+        return Pairs(*(values[places] for values in self))
+
+
+class Seen(NamedTuple):
+    """What pairs are judged by, [p] each: the axis that is visited first, then the other.
+
+    Attributes:
+        weights: S_ii, S_ij, S_jj.
+        inputs: What the metric charges the pair after the axes before it, in the same order.
+        volume: Determinant of `inputs`.
+        back: What targets of both take up.
+    """
+
+    weights: tuple[Array, Array, Array]
+    inputs: tuple[Array, Array, Array]
+    volume: Array
+    back: tuple[Array, Array]
+
+    def own(self) -> Array:
+        """Bits of a row as it is."""
+        (one, _, other), first = self.weights, self.inputs[0]
+        return cost_bits(one * first + self.back[0]) + cost_bits(other * self.volume / first + self.back[1])
+
+    def least(self) -> Array:
+        """Bits of a row that no angle comes below: the axes of the weights and those of the inputs cannot be better
+        than the same ones."""
+        largest = _largest(self.weights) * _largest(self.inputs)
+        smallest = np.maximum(self.weights[0] * self.weights[2] - self.weights[1] ** 2, 0) * self.volume / largest
+        back = np.minimum(*self.back)
+        return cost_bits(largest + back) + cost_bits(smallest + back)
+
+    def turned(self, angles: Array) -> Array:
+        """Bits of a row in turned axes."""
+        one, other = _turned(self.weights, angles)
+        first, second = _turned(self.inputs, angles)
+        first = np.where(first >= second, first, self.volume / second)  # the larger one is visited first
+        return cost_bits(one * first + self.back[0]) + cost_bits(other * self.volume / first + self.back[1])
+
 
 def planes(described: Described) -> list[Planes]:
-    """Products of rotations in planes, at several resolutions of their angles; none where no pair pays."""
-    return [built for bits in ANGLE_BITS if (built := _built(described, bits)) is not None]
-
-
-def _built(described: Described, bits: int) -> Planes | None:
-    size, listed = described.size, []
-    axis, price = Axis(COLUMNS, size), 1.5 * np.log2(size) + bits + 1
+    """The product of rotations in planes that pay; none where no pair does."""
+    size, bits, listed = described.size, None, []
+    axis = Axis(COLUMNS, size)
     for _ in range(ROUNDS):
-        chosen = _disjoint(_pairs(described, price), bits)
-        while chosen:
-            found = described.moved(sparse(axis, bits, [pair[:3] for pair in chosen]))
-            paid = len(chosen) * price + KEPT * sum(pair[3] - price for pair in chosen)
-            if described.bits - found.bits > paid:
-                break
-            chosen = chosen[: len(chosen) // 2]
-        if not chosen:
+        price = 1.5 * np.log2(size) + (bits or FIRST_BITS) + 1
+        chosen = _disjoint(_pairs(described, price))
+        if not chosen.saved.size:
             break
-        described, listed = found, [*listed, *(pair[:3] for pair in chosen)]
-    return sparse(axis, bits, listed[::-1]) if listed else None  # undone in the order found, so decoded in reverse
+        bits = bits or resolution(float(chosen.saved.sum()), chosen.angles)
+        codes = np.rint(np.tan(chosen.angles / 2) * (1 << bits)).astype(np.int64)
+        turns = list(zip(chosen.first.tolist(), chosen.second.tolist(), codes.tolist(), strict=True))
+        found = described.moved(sparse(axis, bits, turns))
+        if described.bits - found.bits < WORTH * len(turns) * price:
+            break
+        described, listed = found, [*listed, *turns]
+    # undone in the order found, so decoded in reverse
+    return [sparse(axis, bits, listed[::-1])] if bits and listed else []
 
 
-def _disjoint(pairs: Pairs, bits: int) -> list[tuple[int, int, int, float]]:
-    """(i, j, code, bits saved) of the best pairs, no axis twice."""
-    used, found = set(), []
-    for place in np.argsort(-pairs.saved):
-        i, j = int(pairs.first[place]), int(pairs.second[place])
-        code = round(float(np.tan(pairs.angles[place] / 2)) * (1 << bits))
-        if code and not used & {i, j}:
-            used |= {i, j}
-            found.append((i, j, code, float(pairs.saved[place])) if i < j else (j, i, -code, float(pairs.saved[place])))
-    return found
+def resolution(saved: float, angles: Array) -> int:
+    """Bits of each of the angles that save so many bits together: where one bit more gains what it costs.
+
+    Near its best angle θ a pair loses saved · δ²/θ² to an error δ, which is 4^−bits / 3 in the mean.
+    """
+    worth = max(saved, TINY) / max(float(np.square(angles).sum()), TINY)
+    return int(np.clip(np.rint(0.5 * np.log2(2 / 3 * np.log(2) * worth)), FEWEST_BITS, MOST_BITS))
+
+
+def _disjoint(pairs: Pairs) -> Pairs:
+    """The best pairs, no axis twice, i < j."""
+    used, places = set(), []
+    for place in np.argsort(-pairs.saved).tolist():
+        pair = int(pairs.first[place]), int(pairs.second[place])
+        if not used.intersection(pair):
+            used.update(pair)
+            places.append(place)
+    found = pairs.at(np.array(places, np.int64))
+    signs = np.where(found.first < found.second, 1.0, -1.0)
+    first, second = np.minimum(found.first, found.second), np.maximum(found.first, found.second)
+    return Pairs(first, second, signs * found.angles, found.saved)
 
 
 def _pairs(described: Described, price: float) -> Pairs:
     """Pairs that save more than `price` bits each."""
     order, lower = described.visited
     covariance = described.covariance[np.ix_(order, order)]
-    energies, worth = np.maximum(np.diag(covariance), TINY), np.square(np.diag(lower))
-    fed_back = described.fed_back(energies, lower)
-    shared = np.square(covariance) / np.outer(energies, energies)
-    explained = np.square(lower) / (worth[:, None] + np.square(lower))
-    least = min(2 * np.log(2) * price / described.rows / 1.5, 0.5)
-    closeness = np.tril(np.maximum(shared, explained), -1)
-    later, earlier = np.nonzero(closeness > least)
-    if later.size > MOST_PAIRS:
-        closest = np.argpartition(-closeness[later, earlier], MOST_PAIRS)[:MOST_PAIRS]
-        later, earlier = later[closest], earlier[closest]
-    weights = (energies[earlier], covariance[later, earlier], energies[later])
-    cross = lower[later, earlier]
-    inputs = (worth[earlier], np.diag(lower)[earlier] * cross, worth[later] + np.square(cross))
-    volume, back = worth[earlier] * worth[later], (fed_back[earlier], fed_back[later])
-    own = cost_bits(energies[earlier] * worth[earlier] + back[0]) + cost_bits(energies[later] * worth[later] + back[1])
-    best, angles = np.zeros(later.size), np.zeros(later.size)
-    for parts in (weights, inputs):
+    fed_back = described.fed_back(np.diag(covariance), lower)
+    covariance, lower, fed_back = (values.astype(np.float32) for values in (covariance, lower, fed_back))
+    found = []
+    step = max(1, CHUNK_PAIRS // described.size)
+    for begin in range(0, described.size, step):  # as many at once as stay in a cache
+        later, earlier = np.nonzero(np.tri(min(step, described.size - begin), described.size, begin - 1, bool))
+        later += begin
+        seen = _seen(covariance, lower, fed_back, earlier, later)
+        own = seen.own()
+        (close,) = np.nonzero(described.rows * (own - seen.least()) > price)
+        later, earlier = later[close], earlier[close]
+        angles, saved = _best_angles(_seen(covariance, lower, fed_back, earlier, later), own[close])
+        found.append(Pairs(order[earlier], order[later], angles, described.rows * saved))
+    pairs = Pairs(*(np.concatenate(values) for values in zip(*found, strict=True)))
+    return pairs.at(pairs.saved > price)
+
+
+def _seen(covariance: Array, lower: Array, fed_back: Array, earlier: Array, later: Array) -> Seen:
+    energies, diagonal = np.maximum(np.diag(covariance), TINY), np.diag(lower)
+    cross, first, second = lower[later, earlier], diagonal[earlier], diagonal[later]
+    return Seen(
+        (energies[earlier], covariance[later, earlier], energies[later]),
+        (np.square(first), first * cross, np.square(second) + np.square(cross)),
+        np.square(first * second),
+        (fed_back[earlier], fed_back[later]),
+    )
+
+
+def _best_angles(seen: Seen, own: Array) -> tuple[Array, Array]:
+    """Angle of each pair, and the bits of a row that it saves."""
+    best, angles = np.zeros_like(own), np.zeros_like(own)
+    for parts in (seen.weights, seen.inputs):
         whole = 0.5 * np.arctan2(2 * parts[1], parts[0] - parts[2])
         whole = np.where(np.abs(whole) > np.pi / 4, whole - np.sign(whole) * np.pi / 2, whole)
         for share in TRIED:
-            angle = share * whole
-            one, other = _turned(weights, angle)
-            first, second = _turned(inputs, angle)
-            first, second = (
-                np.where(first >= second, first, volume / second),
-                np.where(first >= second, volume / first, second),
-            )
-            saved = described.rows * (own - cost_bits(one * first + back[0]) - cost_bits(other * second + back[1]))
-            angles = np.where(saved > best, angle, angles)
+            saved = own - seen.turned(share * whole)
+            angles = np.where(saved > best, share * whole, angles)
             best = np.maximum(best, saved)
-    (kept,) = np.nonzero(best > price)
-    return Pairs(order[earlier[kept]], order[later[kept]], angles[kept], best[kept])
+    return angles, best
 
 
 def _turned(parts: tuple[Array, Array, Array], angle: Array) -> tuple[Array, Array]:
@@ -110,3 +167,8 @@ def _turned(parts: tuple[Array, Array, Array], angle: Array) -> tuple[Array, Arr
     mixed = 2 * cosine * sine * parts[1]
     squares = cosine**2, sine**2
     return squares[0] * parts[0] + mixed + squares[1] * parts[2], squares[1] * parts[0] - mixed + squares[0] * parts[2]
+
+
+def _largest(parts: tuple[Array, Array, Array]) -> Array:
+    """The larger eigenvalue of [[a, b], [b, d]]."""
+    return 0.5 * (parts[0] + parts[2]) + np.hypot(0.5 * (parts[0] - parts[2]), parts[1])

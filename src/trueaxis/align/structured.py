@@ -28,9 +28,10 @@ from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
+from trueaxis.runtime.orthogonal import Orthogonal
 from trueaxis.runtime.transforms import undone
 from trueaxis.stages import EFFORTS, NoTransform, Rans, Structured
-from trueaxis.types import Aligned, Array, Metric, Stored, Transform, Weight
+from trueaxis.types import Aligned, Array, Metric, Stored, Weight
 
 MARGIN = 0.25  # of the bits of a transform
 LEAST_BITS = 128.0
@@ -68,16 +69,16 @@ TURNERS: dict[type, Callable[[Any, Sequence[Job], Planned, float, int], list[Job
 }
 
 
-def found_for(described: Described, candidates: dict[str, Candidate] = CANDIDATES) -> list[tuple[str, Transform]]:
+def found_for(described: Described, candidates: dict[str, Candidate] = CANDIDATES) -> list[tuple[str, Orthogonal]]:
     """Factors in the order of their records: of one kind while they pay by estimate, then of planes.
 
     Args:
         described: The matrix.
         candidates: Kinds of factors; the one with which all saves most wins.
     """
-    best: list[tuple[str, Transform]] = []
+    best: list[tuple[str, Orthogonal]] = []
     most = 0.0
-    for name in candidates:
+    for name in candidates if described.most > LEAST_BITS else ():
         found, then = _extended([], described, name, candidates[name])
         saved = _net_bits(described, then, found)
         if name != "planes" and "planes" in candidates and saved > WORTH_MORE * most:
@@ -88,13 +89,13 @@ def found_for(described: Described, candidates: dict[str, Candidate] = CANDIDATE
     return best
 
 
-def _net_bits(described: Described, then: Described, found: Sequence[tuple[str, Transform]]) -> float:
+def _net_bits(described: Described, then: Described, found: Sequence[tuple[str, Orthogonal]]) -> float:
     return described.bits - then.bits - paid_bits([transform for _, transform in found])
 
 
 def _extended(
-    found: list[tuple[str, Transform]], described: Described, name: str, candidate: Candidate
-) -> tuple[list[tuple[str, Transform]], Described]:
+    found: list[tuple[str, Orthogonal]], described: Described, name: str, candidate: Candidate
+) -> tuple[list[tuple[str, Orthogonal]], Described]:
     """Factors with more of one kind, as long as each saves more than it costs; and the matrix under all of them."""
     while len(found) < MOST:
         best, then, most = None, described, 0.0
@@ -111,7 +112,7 @@ def _extended(
     return found, described
 
 
-def paid_bits(transforms: Sequence[Transform]) -> float:
+def paid_bits(transforms: Sequence[Orthogonal]) -> float:
     """Bits of the records."""
     return 8.0 * sum(len(transform.payload) + FRAME_BYTES for transform in transforms)
 
@@ -142,7 +143,7 @@ def _turned_job(job: Job, planned: Planned, c: float) -> Job:
     return replace(job, aligned=aligned, plan=plan, turned=told)
 
 
-def turned_metric(metric: Metric, transforms: Sequence[Transform]) -> Metric:
+def turned_metric(metric: Metric, transforms: Sequence[Orthogonal]) -> Metric:
     """The same D for errors of what is coded: H′ = T H Tᵀ."""
 
     def moved(moment: Array | None) -> Array | None:

@@ -16,7 +16,7 @@ from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
 from trueaxis.runtime.load import unpack
 from trueaxis.runtime.members import member_path
-from trueaxis.staging import check_free, require_apart, staged_directory
+from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import TrueaxisError
 
 FORMATS = ("safetensors", "gguf", "compressed-tensors")
@@ -103,8 +103,6 @@ def export(
         raise TrueaxisError(f"format {format} rounds by itself: leave out --group, --calibration and --statistics")
     read = [out, *calibration, *(path for path in (base, statistics) if path is not None)]
     check_free(Path(directory), overwrite, read)
-    if is_compressed(out):
-        require_apart(directory, out)
     wanted = Wanted(type, group, calibration, statistics, seed, threads, device, progress)
     if format == "safetensors":
         return _report(unpack(out, directory, type, overwrite=overwrite, base=base, member=member), format)

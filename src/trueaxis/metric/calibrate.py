@@ -25,7 +25,7 @@ from trueaxis.metric.listening import CHUNK_TOKENS, Hearing, Sum, listening, pac
 from trueaxis.metric.running import Steps, StoppedError, forward, load_model
 from trueaxis.metric.sketch import keep_smallest, shingle_hashes
 from trueaxis.metric.statistics import Chunk, Statistics
-from trueaxis.model.architecture import submodule
+from trueaxis.model.architecture import positions, submodule
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.discover import HEAD_SPACE
 from trueaxis.model.graph import Route, route, trace
@@ -231,16 +231,21 @@ def split_sequences(tokens: Array, limit: int = CHUNK_TOKENS) -> Iterator[torch.
 
 
 def check_tokens(checkpoint: Checkpoint, tokens: Array) -> None:
-    """Raise CalibrationError unless tokens are integers [sequences, length] of the model's vocabulary."""
-    check_ids(tokens, _vocabulary(checkpoint), checkpoint.path)
+    """Raise CalibrationError unless tokens are integers [sequences, length] of the model's vocabulary and positions."""
+    check_ids(tokens, _vocabulary(checkpoint), positions(checkpoint.config), checkpoint.path)
 
 
-def check_ids(tokens: Array, vocabulary: int | None, model: str | Path) -> None:
-    """Raise CalibrationError unless tokens are integers [sequences, length] from 0 to vocabulary − 1."""
+def check_ids(tokens: Array, vocabulary: int | None, most: int | None, model: str | Path) -> None:
+    """Raise CalibrationError unless tokens are integers [sequences, length ≤ most] from 0 to vocabulary − 1."""
     if not np.issubdtype(tokens.dtype, np.integer):
         raise CalibrationError(f"token ids: expected integers, found {tokens.dtype}; give ids, not embeddings or text")
     if tokens.ndim != 2 or 0 in tokens.shape:
         raise CalibrationError(f"token ids: expected shape [sequences, length], found {list(tokens.shape)}")
+    if most is not None and tokens.shape[1] > most:
+        raise CalibrationError(
+            f"token ids: found sequences of {tokens.shape[1]} tokens, but {model} was made for at most {most} "
+            "(max_position_embeddings); cut them"
+        )
     smallest, largest = int(tokens.min()), int(tokens.max())
     if smallest < 0 or (vocabulary is not None and largest >= vocabulary):
         raise CalibrationError(
@@ -290,8 +295,9 @@ def load_tokens(path: str | Path) -> Array:
     try:
         tokens = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
+        reason = "its beginning is not that of an array of numbers" if "pickle" in str(error) else error
         raise CalibrationError(
-            f"{path}: expected an .npy file of token ids, which cannot be read ({error}); check the path"
+            f"{path}: expected an .npy file of token ids, which cannot be read ({reason}); check the path"
         ) from error
     if not isinstance(tokens, np.ndarray) or not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
         found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else "an archive"

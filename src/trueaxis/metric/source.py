@@ -14,7 +14,7 @@ from trueaxis.metric.gradient import Gradients, measure_gradients
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
-from trueaxis.model.architecture import architecture
+from trueaxis.model.architecture import positions
 from trueaxis.model.checkpoint import Checkpoint, read_json
 from trueaxis.progress import Progress
 from trueaxis.types import Array, CalibrationError, Weight
@@ -146,5 +146,4 @@ def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Arra
 
 def text_length(directory: str | Path) -> int:
     """Tokens per sequence that text is cut into: 512, or as many positions as the model of `directory` has."""
-    found = architecture(read_json(Path(directory) / "config.json"))
-    return min(TEXT_LENGTH, getattr(found[0], "max_position_embeddings", None) or TEXT_LENGTH) if found else TEXT_LENGTH
+    return min(TEXT_LENGTH, positions(read_json(Path(directory) / "config.json")) or TEXT_LENGTH)

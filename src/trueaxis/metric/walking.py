@@ -3,13 +3,14 @@
     states of a batch ─▶ [block] ─▶ what some of its modules read        until: to one module, and no further
                                                                          passed: through the block, for good
 
-Several threads may ask at once, each for another batch.
+What a module read is kept where a larger module does nothing after it, as attention after its last matrix: the larger
+one need not run again. Several threads may ask at once, each for another batch.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -27,22 +28,33 @@ class Walk:
         model: Whole, on the CPU.
         blocks: Names of its blocks.
         batches: Token ids [sequences, length].
-        scratch: Holds hidden states.
+        scratch: Holds hidden states, and what is kept of what modules read.
+
+    Attributes:
+        last: Module that is the last act of the one around it → how many things that returns, 0 for a tensor alone;
+            learned from batches that pass, or from another walk of the same architecture.
     """
 
     def __init__(
         self, model: Any, blocks: Sequence[str], batches: Sequence[torch.Tensor], scratch: NoScratch = NO_SCRATCH
     ) -> None:
-        self._model = model
+        self._model, self._blocks, self._scratch = model, blocks, scratch
         with torch.inference_mode():
             self._steps = Steps(model, blocks, batches, "cpu", scratch)
         self._asked = threading.local()
+        self.last: Mapping[str, int] = {}
+        self._kept: dict[tuple[str, int], torch.Tensor] = {}
 
     @contextmanager
     def block(self, index: int, modules: Collection[str]) -> Iterator[None]:
         """While the context lasts, that block is the one to ask about, and these are its modules of interest."""
-        with self._hearing(modules), self._steps.block(index) as self._run:
+        around: dict[str, list[str]] = {}
+        for module in modules:
+            around.setdefault(module.rpartition(".")[0], []).append(module)
+        around.pop(self._blocks[index], None)
+        with self._hearing(modules), self._standing_in(around), self._steps.block(index) as self._run:
             yield
+        self._kept.clear()
 
     @contextmanager
     def finish(self, head: str) -> Iterator[None]:
@@ -51,15 +63,18 @@ class Walk:
             yield
 
     def until(self, number: int, module: str) -> dict[str, torch.Tensor]:
-        """What modules up to this one read of a batch [tokens, n]; the model stays where it is."""
+        """What modules up to this one read of a batch [tokens, n]; the model stays where it is.
+
+        The matrices before it stay as they are from then on. Modules inside one that need not run tell nothing.
+        """
         return self._heard(number, module)
 
     def passed(self, number: int) -> dict[str, torch.Tensor]:
         """Takes a batch through the block; what its modules read [tokens, n], in the order of their calls."""
         return self._heard(number, None)
 
-    def _heard(self, number: int, last: str | None) -> dict[str, torch.Tensor]:
-        self._asked.last, self._asked.found = last, {}
+    def _heard(self, number: int, until: str | None) -> dict[str, torch.Tensor]:
+        self._asked.number, self._asked.until, self._asked.found = number, until, {}
         with suppress(StoppedError), torch.inference_mode():
             self._run(number)
         return self._asked.found
@@ -72,12 +87,49 @@ class Walk:
             def hear(found: Any, args: tuple[Any, ...], module: str = module) -> None:
                 if args and args[0].shape[-1] in found.weight.shape:
                     self._asked.found[module] = args[0].reshape(-1, args[0].shape[-1])
-                if module == self._asked.last:
+                if module == self._asked.until:
+                    if module in self.last and (module, self._asked.number) not in self._kept:
+                        self._kept[module, self._asked.number] = self._scratch.tensor(args[0])
                     raise StoppedError
 
+            def tell(found: Any, args: Any, output: Any, module: str = module) -> None:
+                self._asked.told = module, output
+
             handles.append(submodule(self._model, module).register_forward_pre_hook(hear))
+            handles.append(submodule(self._model, module).register_forward_hook(tell))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def _standing_in(self, around: Mapping[str, Sequence[str]]) -> Iterator[None]:
+        """While the context lasts, a module around others does no more than is needed."""
+        parents = [submodule(self._model, name) for name in around]
+        for parent, modules in zip(parents, around.values(), strict=True):
+
+            def stand_in(
+                *args: Any, modules: Sequence[str] = modules, real: Any = parent.forward, **kwargs: Any
+            ) -> Any:
+                for module in modules:
+                    if (read := self._kept.get((module, self._asked.number))) is not None:
+                        output, size = submodule(self._model, module)(read), self.last[module]
+                        return (output, *[None] * (size - 1)) if size else output
+                output = real(*args, **kwargs)
+                self._learn(output)
+                return output
+
+            parent.forward = stand_in
+        try:
+            yield
+        finally:
+            for parent in parents:
+                del parent.forward
+
+    def _learn(self, output: Any) -> None:
+        """Whether what a module returns is what the last one inside it returned, and nothing else."""
+        module, told = getattr(self._asked, "told", ("", None))
+        first, *others = output if isinstance(output, tuple) else (output,)
+        if told is not None and first is told and all(other is None for other in others):
+            self.last = {**self.last, module: len(output) if isinstance(output, tuple) else 0}

@@ -38,6 +38,12 @@ def architecture(config: Mapping[str, Any]) -> tuple[Any, Any] | None:
     return None
 
 
+def positions(config: Mapping[str, Any]) -> int | None:
+    """Tokens that a sequence may have at most, as the model was made; None where that is not known."""
+    found = architecture(config)
+    return (getattr(found[0], "max_position_embeddings", None) or None) if found else None
+
+
 def skeleton(config: Mapping[str, Any]) -> nn.Module | None:
     """The model on the meta device, to be looked at only; None where transformers cannot build it."""
     return _skeleton(json.dumps(config))

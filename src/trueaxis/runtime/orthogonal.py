@@ -85,6 +85,12 @@ class _Orthogonal:
         """Inverse of `decoded`, but for rounding."""
         return self._worked(values, True)
 
+    def undone_rows(self, values: Array) -> Array:
+        """T X for X [n, k] and the T with `undone(X)` = X Tᵀ on columns, in float64."""
+        moved = np.array(values, np.float64, order="C")
+        self._turn(moved.reshape(len(moved) // (self.axis.size * self.axis.inner), self.axis.size, -1), True)
+        return moved
+
     def _turn(self, block: Array, back: bool) -> None:
         """In place."""
         raise NotImplementedError
@@ -155,15 +161,11 @@ class Planes(_Orthogonal):
         return cls(axis, bits, first, second, codes)
 
     @cached_property
-    def _rounds(self) -> list[slice]:
-        """Runs of planes that have no coordinate in common: each is turned at once, to the same bits."""
-        found, begin, used = [], 0, set()
-        for k, pair in enumerate(zip(self.first.tolist(), self.second.tolist(), strict=True)):
-            if used.intersection(pair):
-                found.append(slice(begin, k))
-                begin, used = k, set()
-            used.update(pair)
-        return [*found, slice(begin, self.first.size)]
+    def _rounds(self) -> list[Array]:
+        """Numbers of planes that have no coordinate in common: each round is turned at once, to the same bits."""
+        depths = _depths(self.first.tolist(), self.second.tolist())
+        order = np.argsort(depths, kind="stable")
+        return np.split(order, np.flatnonzero(np.diff(depths[order])) + 1)
 
     def _turn(self, block: Array, back: bool) -> None:
         tangent = self.codes / float(1 << self.bits)
@@ -301,11 +303,15 @@ def _contexts(count: int) -> Array:
 
 def sparse(axis: Axis, bits: int, planes: Sequence[tuple[int, int, int]]) -> Planes:
     """Planes in an order that takes fewest bytes and does the same: those without a common coordinate lie sorted."""
-    level = np.zeros(axis.size, np.int64)
-    keyed = []
-    for i, j, code in planes:
-        depth = 1 + max(level[i], level[j])
-        level[i] = level[j] = depth
-        keyed.append((depth, i, j, code))
-    _, first, second, codes = np.array(sorted(keyed)).T
-    return Planes(axis, bits, first, second, codes)
+    first, second, codes = np.array(planes).T
+    order = np.lexsort((codes, second, first, _depths(first.tolist(), second.tolist())))
+    return Planes(axis, bits, first[order], second[order], codes[order])
+
+
+def _depths(first: Sequence[int], second: Sequence[int]) -> Array:
+    """How many planes, each with a coordinate in common with the next, end in every one: int [k]."""
+    reached: dict[int, int] = {}
+    depths = np.empty(len(first), np.int64)
+    for k, (i, j) in enumerate(zip(first, second, strict=True)):
+        depths[k] = reached[i] = reached[j] = 1 + max(reached.get(i, 0), reached.get(j, 0))
+    return depths
