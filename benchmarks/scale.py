@@ -1,6 +1,6 @@
 """A random Llama of any size compressed under a limit on memory that the system enforces: time and peak by stage.
 
-    python benchmarks/scale.py [--millions 1000] [--limit 8GB] [--bits 3] [--recipe default] [--tokens 8192]
+    python benchmarks/scale.py [--millions 1000] [--limit 8GB] [--bits 3] [--tokens 8192] [--log FILE] …
 
     checkpoint in shards, made one at a time ─▶ compress in a process under RLIMIT_DATA ─▶ verify ─▶ one row per stage
 
@@ -75,9 +75,9 @@ def _shard(name: str) -> str:
 class Sampler(threading.Thread):
     """Most memory of each stage: resident, of its own and of files that are mapped, and what the limit counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: Path) -> None:
         super().__init__(daemon=True)
-        self.stage, self.begun = "start", time.perf_counter()
+        self.stage, self.begun, self._log = "start", time.perf_counter(), log.open("a", buffering=1)
         self.rows: dict[str, dict[str, float]] = {}
 
     def enter(self, stage: str) -> None:
@@ -93,10 +93,11 @@ class Sampler(threading.Thread):
         """Notes what is resident now."""
         self.stage = stage
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-        row = self.rows.setdefault(stage, {"from": time.perf_counter() - self.begun})
-        row["to"] = time.perf_counter() - self.begun
-        for key in ("RssAnon", "RssFile", "VmData"):
-            row[key] = max(row.get(key, 0), int(status[key].split()[0]) * 1024)
+        now = {key: int(status[key].split()[0]) * 1024 for key in ("RssAnon", "RssFile", "VmData")}
+        seconds = time.perf_counter() - self.begun
+        row = self.rows.setdefault(stage, {"from": seconds})
+        row |= {"to": seconds} | {key: max(row.get(key, 0), value) for key, value in now.items()}
+        print(f"{seconds:.1f}", stage, *now.values(), sep="\t", file=self._log)
 
 
 def compress_limited(model: Path, out: Path, tokens: Path, options: argparse.Namespace) -> None:
@@ -108,7 +109,7 @@ def compress_limited(model: Path, out: Path, tokens: Path, options: argparse.Nam
 
     del torch, transformers
     resource.setrlimit(resource.RLIMIT_DATA, (options.limit, options.limit))
-    sampler = Sampler()
+    sampler = Sampler(Path(options.log))
     sampler.start()
     report = trueaxis.compress(
         model, out, bits=options.bits, recipe=options.recipe, calibration=[tokens], threads=options.threads,
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", help="where to work")
+    parser.add_argument("--log", default=os.devnull, help="a line per sample: seconds, stage, own, mapped, counted")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:

@@ -66,11 +66,11 @@ def main() -> None:
     chosen = recipe(options.recipe)
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     print("load of the machine:", *os.getloadavg())
+    units = measure_units(spread(MODELS["8 B"], 3), 8192, chosen)  # larger shapes would be cut down to the same
+    print("units:", ", ".join(f"{key} {value:.3g} s" for key, value in vars(units).items()))
     for name, extent in MODELS.items():
-        units = measure_units(spread(extent, 3), 8192, chosen)
         count = sum(one.count for one in extent.matrices)
         print(f"\n{name}: {extent.weights / 1e9:.1f} · 10⁹ weights in {count:,} matrices")
-        print("units:", ", ".join(f"{key} {value:.3g} s" for key, value in vars(units).items()))
         seconds = {stage: units.seconds(work) for stage, work in work_of(extent, chosen, options.tokens).items()}
         most, totals = side_by_side(extent, options.tokens), dict.fromkeys(WORKERS, 0.0)
         print("| stage | most at once | " + " | ".join(f"{workers:,}" for workers in WORKERS) + " |")

@@ -108,6 +108,40 @@ def test_a_full_disk(arguments: Arguments, inputs: Path, tmp_path: Path, capsys:
     assert digests(inputs) == before
 
 
+@contextmanager
+def disk_of(folder: Path, size: int) -> Iterator[None]:
+    """While the context lasts, a folder is a disk of so many bytes."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("memory", [[], ["--memory", "0"]], ids=["in memory", "in scratch"])
+@pytest.mark.parametrize("arguments", [compress, resume, unpack])
+def test_a_small_disk_that_fills(
+    arguments: Arguments,
+    memory: list[str],
+    inputs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A file system that really is full: one line, and nothing left; scratch fills it as outputs do."""
+    if memory and arguments is unpack:
+        pytest.skip("unpack has no scratch")
+    monkeypatch.setattr("trueaxis.scratch.SMALLEST", 1)
+    with disk_of(tmp_path, 16 << 10):
+        assert cli.main([*arguments(inputs, tmp_path / "out"), *memory]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("trueaxis: ") and message.count("\n") == 1
+        assert str(tmp_path) in message
+        assert {file.name for file in tmp_path.iterdir()} <= ({".out.journal"} if arguments is resume else set())
+
+
 class _Interrupting:
     """Stands for the progress bar: raises KeyboardInterrupt at one call of one stage, and remembers all calls."""
 

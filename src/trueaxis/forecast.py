@@ -6,13 +6,15 @@ a few matrices timed on this machine ─▶ units ────┴─▶ Forecast
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trueaxis.divergence import ASSUMED_BITS
 from trueaxis.metric.calibrate import minimum_tokens
 from trueaxis.metric.source import read_tokens
+from trueaxis.model.architecture import architecture
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route, trace
 from trueaxis.parallel import default_threads
@@ -24,6 +26,7 @@ from trueaxis.workload import STAGES, Extent, extent_of, holding_of, side_by_sid
 
 SHAPES = 3  # of matrices that are timed
 HEADER_BYTES = 700  # of a small file: tables, facts, names packed, safetensors header
+LIBRARIES_BYTES = 470_000_000  # where the system does not tell
 SIDE_BITS = 7.0  # per row and per column of a trained matrix: 6.2 and 8.4 on two models; random ones take half
 
 
@@ -105,7 +108,7 @@ def forecast(
     stages = holding_of(extent, chosen, tokens, workers, target).values()
     used = max(min(stage.held, share) + stage.worked for stage in stages)
     return Forecast(
-        memory_bytes=round(_own_memory() + used),
+        memory_bytes=round(_own_memory(checkpoint.config) + used),
         scratch_bytes=round(max(max(stage.held - share, 0.0) for stage in stages)),
         output_bytes=target,
         smallest_bytes=smallest_bytes(extent),
@@ -125,12 +128,11 @@ def smallest_bytes(extent: Extent) -> int:
     return round(HEADER_BYTES + sum((one.m + one.n) * one.count for one in extent.matrices) * SIDE_BITS / 8)
 
 
-def _own_memory() -> int:
-    """Bytes that this process takes with its libraries, which a run loads too."""
-    import transformers.models.auto.modeling_auto  # noqa: F401
-
+def _own_memory(config: Mapping[str, Any]) -> int:
+    """Bytes that this process takes with its libraries; a run loads those of the model's family too."""
+    architecture(config)
     status = Path("/proc/self/status")
     if not status.exists():
-        return 400_000_000
+        return LIBRARIES_BYTES
     rows = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return int(rows["VmRSS"].split()[0]) * 1024
