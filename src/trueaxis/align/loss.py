@@ -25,6 +25,7 @@ from trueaxis.types import Array, Metric, Weight
 
 ISOTROPIC = 0.05  # share of every metric of outputs that is the identity: where gradients are flattest they promise
 # what holds for small errors only, and errors that feedback moves there would pile up
+NO_ENERGY = 1e-12  # of gradients, relative to the mean: such rows reach nothing, and take no bits
 
 
 def layerwise(
@@ -55,7 +56,8 @@ def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None,
     found = statistics.output_moment(weight.name)
     if found is None:
         return metric
-    return replace(metric, row_weights=_relative(found if found.ndim == 1 else np.diag(moment(writes, found))))
+    rows = found if found.ndim == 1 else np.diag(moment(writes, found))
+    return replace(metric, row_weights=_relative(rows) * (rows > NO_ENERGY * rows.mean() if rows.any() else 1.0))
 
 
 def _relative(rows: Array) -> Array:

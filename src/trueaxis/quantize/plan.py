@@ -26,6 +26,8 @@ from trueaxis.types import Array, Metric, Weight
 
 TINY = 1e-30
 DAMPING = Feedback().damping
+NO_ENERGY = 1e-12  # of an input, relative to the mean: what rounding in float32 leaves of none
+DEAD = 1e-9  # of the finest step's factor; the range of indices is smaller, so that all of such a column are zero
 ROWS_FOR_COLUMN_STEPS = 16  # shorter columns share one step: a step of their own would cost more than it saves
 
 
@@ -156,12 +158,18 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
         diagonal = found.diagonal
         if rows < ROWS_FOR_COLUMN_STEPS:
             diagonal = np.full(columns, np.exp(np.log(diagonal).mean()))
-        column_steps[order] = unit / diagonal
+        column_steps[order] = unit / np.where(_dead(metric, columns)[order], DEAD * diagonal.max(), diagonal)
     row_steps = 1.0 / np.sqrt(np.maximum(tempered(row_importance(metric, rows), _exponent(stage, metric)), TINY))
     return Plan(
         weight, metric, order, feedback, column_steps, row_steps.reshape(rows, 1), columns, stage.rate_weight, True,
         EFFORTS[stage.effort].trellis,
     )  # fmt: skip
+
+
+def _dead(metric: Metric, columns: int) -> Array:
+    """Which inputs have no energy: bool [n]. Damping lends them some, and their weights would take bits."""
+    energy = np.diag(effective_moment(metric, columns))
+    return energy < NO_ENERGY * energy.mean()
 
 
 def row_importance(metric: Metric, rows: int) -> Array:
@@ -190,8 +198,8 @@ def tempered(importance: Array, exponent: float) -> Array:
     unequal steps keep such rows; the scale is the one at which rate against D is still traded at the slope of the
     other tensors.
     """
-    softened = importance**exponent
-    return softened * float(np.mean(importance / np.maximum(softened, TINY)))
+    softened, alive = importance**exponent, importance > 0
+    return softened * float(np.mean(importance[alive] / np.maximum(softened[alive], TINY)) if alive.any() else 0.0)
 
 
 def plan_rtn(stage: RoundToNearest, weight: Array, metric: Metric, factor: Callable[..., Factor]) -> Plan:
