@@ -8,6 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,15 +46,21 @@ def leave_report(
         parameters=checkpoint.parameters,
         bits_per_param=files.file_bytes * 8 / checkpoint.parameters,
         seconds=time.perf_counter() - begun,
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=peak_memory_bytes(),
         **told,
     )
     (directory / REPORT).write_text(json.dumps(asdict(report), indent=1) + "\n")
     return report
 
 
-def _peak_memory_bytes() -> int:
-    """Most memory that this process has held so far."""
+def forget_peak() -> None:
+    """Lets `peak_memory_bytes` begin anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has held, since `forget_peak` or ever."""
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says may be of the process that started this one
         rows = dict(line.split(":", 1) for line in status.read_text().splitlines())

@@ -178,7 +178,7 @@ def _compare(options: argparse.Namespace) -> Result:
     from trueaxis.plot import check_plot, draw_curves
 
     if options.plot is not None:
-        check_plot(options.plot)
+        check_plot(options.plot, options.model)
     with _progress_bar() as progress:
         found = compare(
             options.model, bits=options.bits, text=options.text, tokens=options.tokens, recipes=options.recipes,
@@ -196,7 +196,7 @@ def _inspect(options: argparse.Namespace) -> Result:
     from trueaxis.plot import check_plot, draw_inspection
 
     if options.plot is not None:
-        check_plot(options.plot)
+        check_plot(options.plot, options.out)
     found = inspect(options.out)
     if "members" in found:
         parts = {"base": found["base"], **found["members"]}

@@ -15,6 +15,14 @@ from trueaxis.runtime.orthogonal import KINDS
 from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
+PURPOSES = {
+    "indices": "indices",
+    "side_information": "steps and scales",
+    "tables": "coder's tables",
+    "exact": "kept exactly",
+    "frame": "headers, checksums",
+}
+"""Of bytes, in words."""
 
 
 def inspect(path: str | Path) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from trueaxis.curve import curves, drawn, is_peer, limit_curve
 from trueaxis.depth import by_depth
+from trueaxis.inspection import PURPOSES
 from trueaxis.restored import restored
+from trueaxis.staging import require_apart
 from trueaxis.types import CompressionReport, TrueaxisError
 
 if TYPE_CHECKING:
@@ -25,12 +27,18 @@ FORMATS = (".png", ".svg")
 PEER_MARKERS = "sD^vXP*"
 
 
-def check_plot(file: str | Path) -> None:
+def check_plot(file: str | Path, model: str | Path) -> None:
     """Refuses a file that cannot be drawn, before the work that leads to it.
 
+    Args:
+        file: To write.
+        model: Directory that is read.
+
     Raises:
-        TrueaxisError: matplotlib is missing, the name ends in no format that is drawn, or its directory is missing.
+        TrueaxisError: matplotlib is missing, the name ends in no format that is drawn, its directory is missing, or
+            the model's.
     """
+    require_apart(file, model)
     if Path(file).suffix.lower() not in FORMATS:
         raise TrueaxisError(f"{file}: plots are drawn as {' or '.join(FORMATS)}; give such a name")
     if not Path(file).parent.is_dir():
@@ -103,7 +111,7 @@ def draw_inspection(found: Mapping[str, Any], file: str | Path) -> None:
     depth.grid(alpha=0.3)
     depth.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     sizes = list(found["spent_bytes"].values())
-    bars = spent.barh([purpose.replace("_", " ") for purpose in found["spent_bytes"]], sizes)
+    bars = spent.barh([PURPOSES[purpose] for purpose in found["spent_bytes"]], sizes)
     spent.bar_label(bars, [f"{size / found['file_bytes']:.1%}" for size in sizes], padding=3, fontsize="small")
     spent.invert_yaxis()
     spent.margins(x=0.15)

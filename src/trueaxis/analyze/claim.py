@@ -89,7 +89,7 @@ def judge(claim: Claim, measured: Measured) -> Finding:
     verdict: Verdict = "undecided"
     if measured.halves is not None and np.isfinite(measured.halves).all():
         value, bounds = float(np.mean(measured.halves)), interval(measured.halves)
-        verdict = _verdict(claim, *bounds)
+        verdict = verdict_by(claim, *bounds)
     elif reason is None:
         reason = "the number is not finite on some half of the text"
     return Finding(
@@ -98,7 +98,8 @@ def judge(claim: Claim, measured: Measured) -> Finding:
     )  # fmt: skip
 
 
-def _verdict(claim: Claim, low: float, high: float) -> Verdict:
+def verdict_by(claim: Claim | Finding, low: float, high: float) -> Verdict:
+    """By a claim's thresholds, of the interval of its number."""
     sign = 1.0 if claim.holds > claim.fails else -1.0
     worst, best = (low, high) if sign > 0 else (high, low)
     if sign * worst >= sign * claim.holds:

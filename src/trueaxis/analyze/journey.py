@@ -20,7 +20,7 @@ from trueaxis.evaluation import load_causal
 from trueaxis.metric.calibrate import check_tokens, minimum_tokens
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.source import read_tokens
-from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.model.graph import trace
 from trueaxis.progress import Progress, silent
 from trueaxis.types import Array, CalibrationError, CheckpointError, TrueaxisError
@@ -76,6 +76,7 @@ def analyze(
 
     Raises:
         CalibrationError: Too little text, or tokens that do not fit the model.
+        CheckpointError: A tensor holds NaN or Inf.
         TrueaxisError: scikit-learn is missing, or the model is no causal language model.
 
     Example:
@@ -92,6 +93,8 @@ def analyze(
 
     begun = time.perf_counter()
     checkpoint = Checkpoint.open(model)
+    for name in checkpoint.entries:
+        check_finite(name, checkpoint.tensor(name))
     tokens = _tokens(checkpoint, text, seed, progress)
     subject = Subject(checkpoint, load_causal(checkpoint.path, "cpu"), tokens, progress)
     if not subject.weights:

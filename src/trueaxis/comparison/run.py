@@ -15,6 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from trueaxis.accounting import forget_peak
 from trueaxis.comparison.peer import PEERS, Made, Original, Peer, PeerError, find_peers, run_peer
 from trueaxis.evaluation import Comparison, read_ids, require_unseen
 from trueaxis.lossless.journey import compress_lossless
@@ -46,7 +47,7 @@ class ComparisonRow:
         kl_nats, kl_interval: KL(original ‖ compressed) per token and its 95 % interval, None for one sequence.
         perplexity, top1_agreement: Of the compressed model; with the original.
         seconds: To make the file from weights and statistics; all of the preparation, which rates of a recipe share.
-        peak_memory_bytes: Of the process that made it, so far.
+        peak_memory_bytes: Of the process that made it, while it did; for a recipe that is this one, with the original.
         load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
         limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
         fallbacks: Tensors that a peer kept in another type than its setting says, with the reason.
@@ -185,6 +186,7 @@ class _Trial:
         prepared, out = timed.prepared, self._work / "out"
         for setting, target in targets:
             begun = time.perf_counter() - timed.seconds
+            forget_peak()
             try:
                 report = prepared.save(prepared.fit(target), out, overwrite=True, begun=begun, target=target)
             except TargetError as error:

@@ -25,7 +25,7 @@ def render(found: ComparisonReport) -> str:
 def _line(row: ComparisonRow) -> str:
     interval = f"{row.kl_interval[0]:.5f} to {row.kl_interval[1]:.5f}" if row.kl_interval else "–"
     return (
-        f"{row.bits_per_param:10.4f} {row.file_bytes:13,}  {row.name:22} {row.setting:24} {row.kl_nats:9.5f} "
+        f"{row.bits_per_param:10.4f} {row.file_bytes:13,}  {row.name:22} {row.setting:24} {max(row.kl_nats, 0.0):9.5f} "
         f"{interval:>20} {row.perplexity:9.4f} {row.top1_agreement:7.2%} {row.seconds:8.1f} "
         f"{row.peak_memory_bytes / 1e9:6.2f}"
     )

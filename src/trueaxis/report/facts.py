@@ -16,16 +16,18 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from trueaxis.analyze.claim import Finding, verdict_by
 from trueaxis.analyze.journey import FORMAT, VERSION, Analysis
 from trueaxis.comparison.run import ComparisonReport
 from trueaxis.container import Container
 from trueaxis.inspection import inspect
 from trueaxis.restored import restored
 from trueaxis.sweep import Sweep
-from trueaxis.types import CompressionReport, Evaluation, TrueaxisError
+from trueaxis.types import MOST_BITS, CompressionReport, Evaluation, TrueaxisError
 
 SLACK = 1e-3
-WIDEST = 64  # bits of the largest number that a checkpoint can hold
+LARGEST = 1e30  # number that a claim may come to
+MOST_NATS = 1e6  # per token
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,36 @@ def _read_analysis(file: str | Path) -> Analysis:
     found = _object(file)
     if (found.get("format"), found.get("version")) != (FORMAT, VERSION):
         raise TrueaxisError(f"{file}: is no analysis of version {VERSION}; make it with: trueaxis analyze MODEL --json")
-    return _restored(Analysis, found, file, "analyze MODEL")
+    read = _restored(Analysis, found, file, "analyze MODEL")
+    for claim in read.claims:
+        _check_claim(claim, file)
+    if not read.claims or len({claim.name for claim in read.claims}) < len(read.claims):
+        raise TrueaxisError(f"{file}: {len(read.claims)} claims, expected each of them once")
+    return read
+
+
+def _check_claim(claim: Finding, file: str | Path) -> None:
+    """Refuses numbers that no run of `analyze` can have found, and verdicts that do not follow from them."""
+    numbers = (claim.holds, claim.fails, *(() if claim.value is None else (claim.value,)), *(claim.interval or ()))
+    if not all(abs(number) <= LARGEST for number in numbers) or (claim.value is None) != (claim.interval is None):
+        raise TrueaxisError(f"{file}: {claim.name} is {claim.value}, interval {claim.interval}: no claim can be that")
+    low, high = claim.interval or (0.0, 0.0)
+    slack = SLACK * max(abs(low), abs(high))
+    if claim.value is not None and not low - slack <= claim.value <= high + slack:
+        raise TrueaxisError(f"{file}: {claim.name} is {claim.value}, outside its interval {claim.interval}")
+    verdict = "undecided" if claim.interval is None else verdict_by(claim, low, high)
+    if claim.verdict != verdict:
+        raise TrueaxisError(
+            f"{file}: {claim.name} {claim.verdict!r}, but by its interval {claim.interval} and thresholds it is "
+            f"{verdict!r}"
+        )
 
 
 def _read_comparison(file: str | Path) -> ComparisonReport | Sweep:
     found = _object(file)
     kind, command = (Sweep, "sweep MODEL") if "prepare_seconds" in found else (ComparisonReport, "compare MODEL")
+    if "rows" not in found:
+        raise TrueaxisError(f"{file}: is no comparison; make it with: trueaxis compare MODEL --json")
     read = _restored(kind, found, file, command)
     for row in read.rows:
         _check_figures(row, file)
@@ -139,7 +165,10 @@ def _read_comparison(file: str | Path) -> ComparisonReport | Sweep:
 
 
 def _read_evaluation(file: str | Path) -> Evaluation:
-    found = _check_figures(_restored(Evaluation, _object(file), file, "eval OUT"), file)
+    told = _object(file)
+    if "perplexity" not in told or "rows" in told:
+        raise TrueaxisError(f"{file}: is no evaluation; make it with: trueaxis eval OUT --reference MODEL --json")
+    found = _check_figures(_restored(Evaluation, told, file, "eval OUT --reference MODEL"), file)
     shares = [share for share in (found.top1_agreement, found.overlap) if share is not None]
     if found.tokens < 1 or not all(0 <= share <= 1 for share in shares):
         raise TrueaxisError(
@@ -151,10 +180,11 @@ def _read_evaluation(file: str | Path) -> Evaluation:
 def _check_figures(row: Any, file: str | Path) -> Any:
     """Refuses what no model can have measured; sums in floating point may end just below 0."""
     low, high = row.kl_interval or (0.0, 0.0)
-    if not (row.kl_nats is None or -SLACK <= row.kl_nats < math.inf) or not -SLACK <= low <= high:
+    known = () if row.kl_nats is None else (low, row.kl_nats, high) if row.kl_interval else (row.kl_nats,)
+    if not all(-SLACK <= one <= MOST_NATS for one in known) or list(known) != sorted(known):
         raise TrueaxisError(f"{file}: KL of {row.kl_nats} nats, interval {row.kl_interval}: no divergence can be that")
-    if not row.perplexity >= 1.0 - SLACK:
-        raise TrueaxisError(f"{file}: perplexity of {row.perplexity}, which is at least 1")
+    if not 1.0 - SLACK <= row.perplexity < math.inf:
+        raise TrueaxisError(f"{file}: perplexity of {row.perplexity}, which is a number, and at least 1")
     return row
 
 
@@ -166,7 +196,7 @@ def _check_rates(row: Any, parameters: int, file: str | Path) -> None:
             f"{file}: {row.bits_per_param} bits per parameter: {row.file_bytes} bytes of {parameters:,} parameters "
             f"are {rate:.4g}"
         )
-    if row.limit_bits_per_param is not None and not 0 <= row.limit_bits_per_param <= WIDEST:
+    if row.limit_bits_per_param is not None and not 0 <= row.limit_bits_per_param <= MOST_BITS:
         raise TrueaxisError(f"{file}: a limit of {row.limit_bits_per_param} bits per parameter: no weights have that")
 
 

@@ -101,7 +101,7 @@ def _kurtosis(found: Analysis) -> Plot:
     return Plot(
         "Marks of kurtosis given the column's scale, one for every coordinate system, as in the table below", [marks],
         {"shapes": [line],
-         "xaxis": {"title": {"text": "3 is a Gaussian's"}, "range": [min(known) - margin, max(known) + margin]},
+         "xaxis": {"title": {"text": "3 is a Gaussian's"}, "range": [min(known) - margin, max(known) + 5 * margin]},
          "yaxis": SYSTEMS_AXIS},
         height=330, title="Kurtosis, given the scale of the column",
     )  # fmt: skip
@@ -121,7 +121,7 @@ def _dead(found: Analysis) -> Plot:
     highest = max((value for bar in bars for value in bar["x"] if math.isfinite(value)), default=0.0)
     return Plot(
         "Bars of the share of dead columns at two rates, two for every coordinate system, as in the table below", bars,
-        {"xaxis": {"title": {"text": "share of columns"}, "tickformat": ".0%", "range": [0, 1.2 * highest or 0.01]},
+        {"xaxis": {"title": {"text": "share of columns"}, "tickformat": ".0%", "range": [0, 1.3 * highest or 0.01]},
          "yaxis": SYSTEMS_AXIS, "bargap": 0.25},
         height=330, title="Columns that need no bits at 1 bit per weight (pale) and at 2",
     )  # fmt: skip

@@ -163,8 +163,8 @@ def _peer_table(found: Found) -> list[Table]:
     if not pairs:
         return []
     return [Table(
-        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their very size; "
-        "beside a lossless one our lossless file",
+        "Other people's quantizers, embeddings and head as they leave them, and the default recipe at their size, "
+        "or as large as finer steps still make it; beside a lossless one our lossless file",
         ("method", "bytes", "bits per parameter", "its KL", "our bytes", "our KL"),
         [
             (

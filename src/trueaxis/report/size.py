@@ -5,19 +5,14 @@ Facts ─▶ headline, bytes
 
 from __future__ import annotations
 
+from trueaxis.inspection import PURPOSES
 from trueaxis.recipe import name_of
 from trueaxis.report.facts import Facts
 from trueaxis.report.figure import Cell, Figure, Missing, Plot, Table, Tile, digits, kl
 from trueaxis.report.methods import method_tables
 from trueaxis.types import Evaluation
 
-PURPOSES = {
-    "indices": ("indices", "blue"),
-    "side_information": ("steps and scales", "orange"),
-    "tables": ("coder's tables", "green"),
-    "exact": ("kept exactly", "purple"),
-    "frame": ("headers, checksums", "grey"),
-}
+BAR_COLOURS = ("blue", "orange", "green", "purple", "grey")
 
 
 def headline(facts: Facts) -> Figure:
@@ -95,7 +90,7 @@ def spent(facts: Facts) -> Figure:
             "insidetextfont": {"color": "var(--page)"},
             "hovertemplate": f"{title}: {sizes[purpose]:,} bytes<extra></extra>",
         }
-        for purpose, (title, colour) in PURPOSES.items()
+        for (purpose, title), colour in zip(PURPOSES.items(), BAR_COLOURS, strict=True)
     ]
     return Figure(
         "bytes", "What the bytes are",
@@ -111,7 +106,7 @@ def spent(facts: Facts) -> Figure:
         tables=(Table(
             f"Where {total:,} bytes go", ("purpose", "bytes", "share"),
             [(title, f"{sizes[purpose]:,}", f"{sizes[purpose] / total:.2%}")
-             for purpose, (title, _) in PURPOSES.items()],
+             for purpose, title in PURPOSES.items()],
             shape="pairs",
         ),),
     )  # fmt: skip

@@ -42,7 +42,8 @@ def by_tensor(facts: Facts) -> Figure:
             ("tensor", "shape", "axes", "bytes", "bits per weight", "limit", "gap", "relative distortion"),
             [(row.name, "×".join(map(str, row.shape)), row.coordinates, f"{_bytes(row):,.0f}",
               digits(row.bits_per_weight, 4), digits(row.limit_bits, 4), digits(row.gap_bits),
-              digits(row.relative_distortion)) for row in report.tensors],
+              digits(row.relative_distortion)) for row in report.tensors]
+            + [("headers, shared tables", "", "", f"{report.header_bytes:,}", "", "", "", "")],
             folded=True,
         ),),
     )  # fmt: skip
@@ -138,6 +139,9 @@ def gap(facts: Facts) -> Figure:
         f"reverse water-filling in the original's metric; {digits(mean)} over all weights. Below 0 the weights have "
         "structure that the file makes use of."
     )
+    apart = [row for row in quantized(report.tensors) if block_of(row.name) is None]
+    if apart:
+        sentence += " Outside the blocks: " + "; ".join(f"{row.name} {digits(row.gap_bits)}" for row in apart[:4]) + "."
     if not found:
         return Figure(name, title, sentence)
     blocks = sorted({block for curve in found for block in curve.blocks})
