@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(BIN)/trueaxis demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The tests of loading with another release of transformers: make test-transformers TRANSFORMERS=5.4.0
 test-transformers: $(VENV)/.installed

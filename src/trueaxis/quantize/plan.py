@@ -168,7 +168,9 @@ def plan_feedback(stage: Feedback, weight: Array, metric: Metric, factor: Callab
 
 def _dead(metric: Metric, columns: int) -> Array:
     """Which inputs have no energy: bool [n]. Damping lends them some, and their weights would take bits."""
-    energy = np.diag(effective_moment(metric, columns))
+    moment = effective_moment(metric, columns)
+    assert moment is not None  # as metric.second_moment
+    energy = np.diag(moment)
     return energy < NO_ENERGY * energy.mean()
 
 
