@@ -251,7 +251,19 @@ def test_files_that_do_not_serve_are_refused(
     refuse("is no JSON", analysis=written("{"))
     refuse("expected one JSON object, found list", comparison=written("[]"))
     refuse("no analysis of version 1; make it with: trueaxis analyze MODEL --json", analysis=files["comparison"])
-    refuse(r"it lacks 'absent'; make it with this trueaxis: trueaxis compare", comparison=files["evaluation"])
+    refuse("is no comparison; make it with: trueaxis compare MODEL --json", comparison=files["evaluation"])
+    refuse("is no evaluation; make it with: trueaxis eval OUT --reference MODEL", evaluation=files["comparison"])
+    without = {key: value for key, value in json.loads(files["comparison"].read_text()).items() if key != "absent"}
+    refuse("it lacks 'absent'; make it with this trueaxis: trueaxis compare", comparison=written(json.dumps(without)))
+    claim = next(one for one in analyzed["claims"] if one["interval"] is not None)
+    other = next(one for one in ("holds", "does not hold") if one != claim["verdict"])
+    for claims, message in (
+        ([{**claim, "value": math.nan}], "no claim can be that"), ([{**claim, "value": None}], "no claim can be that"),
+        ([{**claim, "interval": [5.0, 1.0]}], "outside its interval"), ([{**claim, "value": 1e308}], "no claim can be"),
+        ([{**claim, "verdict": other}], f"{other!r}, but by its interval"), ([claim, claim], "2 claims, expected each"),
+        ([], "0 claims"),
+    ):  # fmt: skip
+        refuse(message, analysis=written(json.dumps({**analyzed, "claims": claims})))
     refuse(r"parameters: expected int, found 'many'", analysis=written(json.dumps({**analyzed, "parameters": "many"})))
     refuse("is about a model of 7 parameters", analysis=written(json.dumps({**analyzed, "parameters": 7})))
     evaluated = json.loads(files["evaluation"].read_text())
@@ -259,7 +271,8 @@ def test_files_that_do_not_serve_are_refused(
         ({"fingerprint": "ab" * 16}, "is about abab"), ({"fingerprint": None}, "is about no compressed directory"),
         ({"kl_nats": -0.5}, "no divergence can be that"), ({"kl_nats": math.nan}, "no divergence can be that"),
         ({"kl_interval": [0.2, 0.1]}, "no divergence can be that"), ({"perplexity": 0.5}, "at least 1"),
-        ({"kl_nats": math.inf}, "no divergence can be that"), ({"tokens": -3}, "at least one token"),
+        ({"kl_nats": math.inf}, "no divergence can be that"), ({"kl_nats": 99.0}, "no divergence can be that"),
+        ({"kl_nats": 1e300, "kl_interval": None}, "no divergence can be that"), ({"tokens": -3}, "at least one token"),
         ({"top1_agreement": 7.0}, "shares from 0 to 1"), ({"overlap": -2.0}, "shares from 0 to 1"),
     ):  # fmt: skip
         refuse(message, evaluation=written(json.dumps({**evaluated, **changes})))
