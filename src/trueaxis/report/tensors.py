@@ -16,6 +16,7 @@ from trueaxis.types import TensorReport
 
 ROOT, HEADERS = "file", "headers"
 DARK = 0.62  # share of the highest rate from which on text has to be of the other lightness
+PALE = 1.5  # keeps the strongest colours of a heat map out of it, for the numbers' sake
 DASHES = ("solid", "dash", "dot", "dashdot")
 
 
@@ -153,7 +154,8 @@ def gap(facts: Facts) -> Figure:
             "A grid of gaps in bits per weight: kinds of tensors over blocks, as in the table below",
             [{
                 "type": "heatmap", "x": [str(block) for block in blocks], "y": [plain(curve.kind) for curve in found],
-                "z": cells, "zmin": -reach, "zmax": reach, "texttemplate": "%{z:.2f}" if len(blocks) <= 16 else "",
+                "z": cells, "zmin": -PALE * reach, "zmax": PALE * reach,
+                "textfont": {"color": "var(--ink)"}, "texttemplate": "%{z:.2f}" if len(blocks) <= 16 else "",
                 "colorscale": [[0, "var(--below)"], [0.5, "var(--card)"], [1, "var(--above)"]], "xgap": 2, "ygap": 2,
                 "colorbar": {"title": {"text": "bits"}, "thickness": 12, "outlinewidth": 0},
                 "hovertemplate": "%{y}, block %{x}: %{z:.3f} bits<extra></extra>",
