@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
 
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
+from trueaxis.align.loss import fisher
 from trueaxis.metric.calibrate import load_tokens
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.recipe import Recipe
 from trueaxis.runtime.decode import Decoder
-from trueaxis.stages import Feedback, NoDrift
+from trueaxis.stages import Feedback, Fisher, NoDrift
+from trueaxis.types import Metric
 
 HIDDEN, DEAD = 256, 96
 SHAPE = {"vocab_size": 64, "hidden_size": 96, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -72,3 +77,15 @@ def test_a_model_with_dead_channels_is_as_close_as_one_without_them(tmp_path: Pa
         ).kl_nats
     assert found["model"] is not None and found["slim"] is not None
     assert found["model"] < 1.25 * found["slim"]
+
+
+def test_logits_of_tokens_that_never_come_keep_their_weights() -> None:
+    """A row of zeros would lift them to 0 from far below."""
+    rows = np.array([1.0, 1e-20, 2.0])
+    statistics: Any = SimpleNamespace(output_moment=lambda name: rows)
+    weights = {}
+    for role in ("head", "linear"):
+        weight: Any = SimpleNamespace(role=role, name="a.weight")
+        weights[role] = fisher(Fisher(), weight, Metric(np.eye(2)), None, statistics).row_weights
+    assert weights["head"] is not None and weights["head"].min() > 0.01
+    assert weights["linear"] is not None and list(weights["linear"] == 0) == [False, True, False]

@@ -57,7 +57,10 @@ def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None,
     if found is None:
         return metric
     rows = found if found.ndim == 1 else np.diag(moment(writes, found))
-    return replace(metric, row_weights=_relative(rows) * (rows > NO_ENERGY * rows.mean() if rows.any() else 1.0))
+    weights = _relative(rows)
+    if weight.role == "linear" and rows.any():  # logits of tokens that never come have no gradient, and still matter
+        weights = weights * (rows > NO_ENERGY * rows.mean())
+    return replace(metric, row_weights=weights)
 
 
 def _relative(rows: Array) -> Array:
