@@ -24,7 +24,7 @@ from trueaxis.recipe import recipe as find_recipe
 from trueaxis.resume import finished, inputs_of, journal_of
 from trueaxis.scratch import scratch_beside
 from trueaxis.staging import check_free, writing
-from trueaxis.types import MOST_BITS, CompressionReport, TrueaxisError
+from trueaxis.types import CompressionReport, TrueaxisError
 
 LEAST_MEMORY = 500_000_000  # bytes: libraries, and a little to work with
 
@@ -139,8 +139,6 @@ def _target_bytes(
     for name, value in (("bits", bits), ("max_kl", max_kl)):
         if value is not None and not (math.isfinite(value) and value > 0):
             raise TrueaxisError(f"{name}: expected a positive number, found {value}")
-    if bits is not None and bits > MOST_BITS:
-        raise TrueaxisError(f"bits: found {bits}, more than the {MOST_BITS} that any weight has; see --lossless")
     if size is not None and size <= 0:
         raise TrueaxisError(f"size: expected a positive number of bytes, found {size}")
     return checkpoint.bytes_at(bits) if bits is not None else size

@@ -5,6 +5,7 @@ checkpoint ─▶ prepare, once ─▶ fit and save at every rate ─▶ KL and 
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.staging import check_free, writing
-from trueaxis.types import MOST_BITS, TrueaxisError
+from trueaxis.types import TrueaxisError
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,6 @@ def checked_rates(bits: Sequence[float]) -> list[float]:
     Raises:
         TrueaxisError: There are none, or one is not positive.
     """
-    if not bits or not all(0 < rate <= MOST_BITS for rate in bits):
-        raise TrueaxisError(f"bits: expected numbers above 0, at most {MOST_BITS}, found {list(bits)}")
+    if not bits or not all(math.isfinite(rate) and rate > 0 for rate in bits):
+        raise TrueaxisError(f"bits: expected positive numbers, found {list(bits)}")
     return sorted(set(bits))

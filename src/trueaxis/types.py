@@ -22,8 +22,6 @@ import numpy as np
 
 Array = np.ndarray
 
-MOST_BITS = 64  # of the largest number that a checkpoint can hold
-
 
 class TrueaxisError(Exception):
     """Any failure that is the input's, not the program's. The message names the tensor or file."""

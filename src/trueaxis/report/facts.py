@@ -23,9 +23,10 @@ from trueaxis.container import Container
 from trueaxis.inspection import inspect
 from trueaxis.restored import restored
 from trueaxis.sweep import Sweep
-from trueaxis.types import MOST_BITS, CompressionReport, Evaluation, TrueaxisError
+from trueaxis.types import CompressionReport, Evaluation, TrueaxisError
 
 SLACK = 1e-3
+WIDEST = 64  # bits of the largest number that a checkpoint can hold
 LARGEST = 1e30  # number that a claim may come to
 MOST_NATS = 1e6  # per token
 
@@ -196,7 +197,7 @@ def _check_rates(row: Any, parameters: int, file: str | Path) -> None:
             f"{file}: {row.bits_per_param} bits per parameter: {row.file_bytes} bytes of {parameters:,} parameters "
             f"are {rate:.4g}"
         )
-    if row.limit_bits_per_param is not None and not 0 <= row.limit_bits_per_param <= MOST_BITS:
+    if row.limit_bits_per_param is not None and not 0 <= row.limit_bits_per_param <= WIDEST:
         raise TrueaxisError(f"{file}: a limit of {row.limit_bits_per_param} bits per parameter: no weights have that")
 
 
