@@ -272,6 +272,7 @@ def test_files_that_do_not_serve_are_refused(
         ({"kl_nats": -0.5}, "no divergence can be that"), ({"kl_nats": math.nan}, "no divergence can be that"),
         ({"kl_interval": [0.2, 0.1]}, "no divergence can be that"), ({"perplexity": 0.5}, "at least 1"),
         ({"kl_nats": math.inf}, "no divergence can be that"), ({"kl_nats": 99.0}, "no divergence can be that"),
+        ({"kl_nats": None, "kl_interval": [0.2, 0.1]}, "no divergence can be that"),
         ({"kl_nats": 1e300, "kl_interval": None}, "no divergence can be that"), ({"tokens": -3}, "at least one token"),
         ({"top1_agreement": 7.0}, "shares from 0 to 1"), ({"overlap": -2.0}, "shares from 0 to 1"),
     ):  # fmt: skip
