@@ -69,15 +69,11 @@ def _compress(options: argparse.Namespace) -> Result:
         )  # fmt: skip
     result = asdict(report)
     worst = max(result["tensors"], key=lambda row: row["relative_distortion"])
-    text = (
-        f"{_sizes(options.out, report)}\n"
-        f"calibrated on {report.calibration['tokens']:,} tokens ({report.calibration['source']})\n"
-        f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}\n"
-        f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
-    )
     found = [] if report.evaluation is None else [f"KL {_kl(report.evaluation)}, at most {options.max_kl:g} asked for"]
-    text = "\n".join([text, *found, *(f"note: {note}" for note in report.notes)])
-    return result, text
+    return result, _told(options.out, report, [
+        f"calibrated on {report.calibration['tokens']:,} tokens ({report.calibration['source']})",
+        f"largest relative distortion {worst['relative_distortion']:.4g} in {worst['name']}",
+    ], found)  # fmt: skip
 
 
 def _forecast(options: argparse.Namespace) -> Result:
@@ -98,11 +94,16 @@ def _recipe(options: argparse.Namespace) -> Any:
     return chosen if options.strips is None else with_strips(chosen, options.strips)
 
 
-def _sizes(out: str, report: Any) -> str:
-    return (
+def _told(out: str, report: Any, quality: Sequence[str], after: Sequence[str] = ()) -> str:
+    """Text of a file that was made: its size, what is in it, what it took, what else was found, and notes."""
+    return "\n".join([
         f"{out}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter "
-        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)"
-    )
+        f"({report.parameters:,} parameters; {report.copied_bytes:,} bytes copied beside)",
+        *quality,
+        f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB",
+        *after,
+        *(f"note: {note}" for note in report.notes),
+    ])  # fmt: skip
 
 
 def _compress_lossless(options: argparse.Namespace) -> Result:
@@ -119,12 +120,8 @@ def _compress_lossless(options: argparse.Namespace) -> Result:
             options.model, options.out, base=options.base, threads=options.threads, overwrite=options.overwrite,
             progress=progress,
         )  # fmt: skip
-    text = (
-        f"{_sizes(options.out, report)}\n"
-        f"every bit of {len(report.tensors)} tensors decoded and compared\n"
-        f"{report.seconds:.1f} s, peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
-    )
-    return asdict(report), "\n".join([text, *(f"note: {note}" for note in report.notes)])
+    quality = [f"every bit of {len(report.tensors)} tensors decoded and compared"]
+    return asdict(report), _told(options.out, report, quality)
 
 
 def _compress_family(options: argparse.Namespace) -> Result:

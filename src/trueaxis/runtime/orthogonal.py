@@ -15,6 +15,7 @@ Everything is in float64 by operations that IEEE 754 rounds correctly, in an ord
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,7 +73,7 @@ class Axis:
         return cls(side, size, inner), start
 
 
-class _Orthogonal:
+class _Orthogonal(ABC):
     """What all kinds share: a matrix is worked on in parts, each [outer, size, inner · lines] in float64."""
 
     axis: Axis
@@ -91,9 +92,9 @@ class _Orthogonal:
         self._turn(moved.reshape(len(moved) // (self.axis.size * self.axis.inner), self.axis.size, -1), True)
         return moved
 
+    @abstractmethod
     def _turn(self, block: Array, back: bool) -> None:
         """In place."""
-        raise NotImplementedError
 
     def _worked(self, values: Array, back: bool) -> Array:
         moved = np.empty_like(values, order="C")
