@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import threading
 import weakref
@@ -51,6 +52,19 @@ def test_logits_and_generation_are_those_of_the_dense_model(directory: str, requ
     assert (coded.device, coded.dtype, coded.num_parameters()) == (dense.device, dense.dtype, dense.num_parameters())
     tied = coded.config.tie_word_embeddings
     assert (coded.lm_head.weight is coded.model.embed_tokens.weight) == tied
+
+
+def test_memory_goes_with_the_last_reference(compressed_llama: Path) -> None:
+    coded = trueaxis.load(compressed_llama, resident="compressed")
+    with torch.inference_mode():
+        coded(IDS)
+    left = weakref.ref(coded.streams)
+    gc.disable()
+    try:
+        del coded
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_device_that_is_only_told_needs_no_other_thread(

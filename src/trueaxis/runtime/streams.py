@@ -12,7 +12,7 @@ bit; memory is that of the file, of what is small or stored exactly, and of two 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,12 +33,13 @@ class Block:
 
     Attributes:
         name: Of its module.
-        places: (module, attribute, weight) of every coded weight.
+        places: (module, attribute, weight) of every coded weight. Modules know the streams, which must not keep them
+            alive in turn: memory is to go with the last reference to a model.
         follower: The block that ran after it the last time.
     """
 
     name: str
-    places: list[tuple[nn.Module, str, Deferred]]
+    places: list[tuple[weakref.ref[nn.Module], str, Deferred]]
     follower: Block | None = field(default=None, repr=False)
 
     def layout(self) -> list[tuple[Deferred, int]]:
@@ -49,6 +50,13 @@ class Block:
                 starts[id(weight.origin)] = (weight, end)
                 end += -(-weight.numel() * weight.element_size() // ALIGNMENT) * ALIGNMENT
         return list(starts.values())
+
+    def put(self, weights: Mapping[int, torch.Tensor]) -> None:
+        """Gives its modules their weights, by origin; without one, they are coded again."""
+        for module, attribute, weight in self.places:
+            owner = module()
+            if owner is not None:
+                owner._parameters[attribute] = weights.get(id(weight.origin), weight)  # type: ignore[assignment]
 
     @property
     def size_bytes(self) -> int:
@@ -143,8 +151,9 @@ class Streams(nn.Module):
             module = modules[block.name]
             module.register_forward_pre_hook(_before(self, block), with_kwargs=True)
             module.register_forward_hook(_after(self, block), always_call=True)
-            for owner, _, _ in block.places:
-                owner.register_state_dict_post_hook(_in_state(self))
+            for owner in dict.fromkeys(owner() for owner, _, _ in block.places):
+                if owner is not None:
+                    owner.register_state_dict_post_hook(_in_state(self))
         model._modules = {"streams": self, **model._modules}  # first: refuses before anything has changed
 
     def enter(self, block: Block, arguments: Any) -> None:
@@ -163,8 +172,7 @@ class Streams(nn.Module):
             slot.block = None
             raise
         self._decoder.join(ready)
-        for owner, attribute, weight in block.places:
-            owner._parameters[attribute] = weights[id(weight.origin)]  # type: ignore[assignment]
+        block.put(weights)
         if self._latest is not None:
             self._latest.follower = block
         self._running = self._latest = block
@@ -176,8 +184,7 @@ class Streams(nn.Module):
         if self._running is block:
             self._running = None
             self._slot_of(block).left = self._decoder.mark()
-            for owner, attribute, weight in block.places:
-                owner._parameters[attribute] = weight  # type: ignore[assignment]
+            block.put({})
 
     def _slot_of(self, block: Block) -> Slot:
         """Where a block is decoded, or will be: the buffer of neither the one that runs nor the one that ran last."""
@@ -305,7 +312,7 @@ def _blocks(model: nn.Module) -> Iterator[Block]:
         if name.startswith(inside):
             continue
         places = [
-            (owner, attribute, weight)
+            (weakref.ref(owner), attribute, weight)
             for owner in (module.modules() if name in members else [module])
             for attribute, weight in owner._parameters.items()
             if isinstance(weight, Deferred)
