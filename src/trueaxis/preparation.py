@@ -286,7 +286,8 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
         return planner.plan(weight, scratch.hold(matrix), held(scratch, metric))
 
     jobs = TURNERS[type(recipe.transform)](recipe.transform, jobs, planned, network.target_bits, threads)
-    return SELECTORS[type(recipe.function)](recipe.function, jobs, network.target_bits)
+    own = len(jobs) - len(alignment.products)  # what another tensor is multiplied by has no function in the format
+    return [*SELECTORS[type(recipe.function)](recipe.function, jobs[:own], network.target_bits), *jobs[own:]]
 
 
 def _as_aligned(coded: Coded, aligned: Aligned) -> bool:

@@ -12,13 +12,14 @@ import torch
 import trueaxis
 from families import CASES, build, save_tokens
 from oracle import Oracle
-from trueaxis.function.member import Member
+from trueaxis.function import select as selection
+from trueaxis.function.member import Fit, Member
 from trueaxis.function.products import products
 from trueaxis.function.select import CANDIDATES, saved_bits, select
 from trueaxis.function.splines import means, splines
 from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
-from trueaxis.stages import Gains, Identity, Selected
+from trueaxis.stages import Gains, Gauge, Identity, Selected
 from trueaxis.types import Array, TrueaxisError
 
 M, N, LAYERS, STEP, NOISE = 192, 160, 8, 0.25, 0.3
@@ -144,6 +145,23 @@ def test_files_are_ordinary_models(tmp_path: Path) -> None:
         assert decoder.tensor(tensor).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() == bits
         torch.testing.assert_close(decoder.tensor(tensor), decoder.tensor(tensor), rtol=0, atol=0)
     trueaxis.unpack(tmp_path / "selected", tmp_path / "plain")
+
+
+def test_what_a_tied_head_is_multiplied_by_keeps_its_place(
+    tied_llama: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record of a product has no place for a function, whatever would be chosen for it."""
+
+    def everywhere(members: Sequence[Member]) -> dict[str, Fit]:
+        return {one.name: means([one])[0] for one in members}
+
+    monkeypatch.setattr(selection, "select", everywhere)
+    chosen = Recipe(align=Gauge("random"), function=Selected())
+    report = trueaxis.compress(tied_llama, tmp_path / "out", bits=8, calibration=[tokens], recipe=chosen)
+    told = {row.name for row in report.functions}
+    assert "model.embed_tokens.weight" in told and "lm_head.weight" not in told
+    assert Decoder(tmp_path / "out").source("lm_head.weight") == "model.embed_tokens.weight"
+    trueaxis.verify(tmp_path / "out")
 
 
 def test_gains_do_not_go_with_functions() -> None:
