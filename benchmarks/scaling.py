@@ -46,7 +46,7 @@ def sparse(blocks: int, dense: int, d: int, experts: int, chosen: int, vocabular
     spaces = blocks * [Space(d), Space(1536), Space(512), Space(16384)] + dense * [Space(d), Space(wide)]
     spaces += others * [Space(d), Space(narrow)] + others * experts * [Space(d, share), Space(narrow, share)]
     outer = [Matrix(vocabulary, d, role="embedding"), Matrix(vocabulary, d, role="head")]
-    return Extent((*outer, *matrices), (*spaces, Space(d)), blocks, d, vocabulary)
+    return Extent((*outer, *matrices), (*spaces, Space(d)), blocks, d, vocabulary, groups=3 * others)
 
 
 MODELS = {

@@ -56,7 +56,11 @@ def same(out: Path, expected: Path) -> bool:
 def test_killed_at_every_stage(sources: Path, tmp_path: Path) -> None:
     """One output, killed again and again, each time further on; nothing of it is visible before it is whole."""
     out = tmp_path / "out"
-    for stage, step in (("calibrate", 2), ("sensitivity", 5), ("prepare", 3), ("search", 1), ("drift", 1)):
+    killed = (
+        ("calibrate", 2), ("gradients", 1), ("gradients", 3), ("sensitivity", 1), ("prepare", 3), ("search", 1),
+        ("drift", 1),
+    )  # fmt: skip
+    for stage, step in killed:
         command = [sys.executable, "-c", SCRIPT, str(sources / "model"), str(sources / "tokens.npy"), str(out)]
         assert subprocess.run([*command, stage, str(step)], check=False).returncode == -9, stage
         assert not out.exists()
@@ -64,7 +68,7 @@ def test_killed_at_every_stage(sources: Path, tmp_path: Path) -> None:
     assert same(out, sources / "expected")
 
 
-@pytest.mark.parametrize("stage", ["calibrate", "sensitivity", "prepare", "search", "drift"])
+@pytest.mark.parametrize("stage", ["calibrate", "gradients", "sensitivity", "prepare", "search", "drift"])
 def test_what_is_known_is_not_done_again(
     sources: Path, tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,8 +89,8 @@ def test_what_is_known_is_not_done_again(
     monkeypatch.setattr(Journal, "keep", noted)
     compress(sources, out, resume=True)
     assert same(out, sources / "expected")
-    order = ["sums", "sensitivity", "axes", "pass", "turn"]
-    done = {"calibrate": 1, "sensitivity": 2, "prepare": 3, "search": 3, "drift": 4}[stage]
+    order = ["sums", "behind", "sensitivity", "axes", "pass", "turn"]
+    done = {"calibrate": 1, "gradients": 2, "sensitivity": 3, "prepare": 4, "search": 4, "drift": 5}[stage]
     assert not set(order[:done]) & set(made)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layerwise:
-    """Metric: the error of each layer's own output, layers weighed against each other by noise."""
+    """Metric: the error of each layer's own output, layers weighed against each other by sensitivity."""
 
 
 @dataclass(frozen=True)

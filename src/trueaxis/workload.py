@@ -23,6 +23,7 @@ from trueaxis.metric.gradient import TOKEN_LIMIT as GRADIENT_TOKENS
 from trueaxis.metric.listening import CHUNK_TOKENS
 from trueaxis.metric.sensitivity import BATCH_TOKENS as SENSITIVITY_BATCH
 from trueaxis.metric.sensitivity import TOKEN_LIMIT as SENSITIVITY_TOKENS
+from trueaxis.metric.source import TEXT_LENGTH
 from trueaxis.pilot import ENOUGH_WEIGHTS
 from trueaxis.recipe import Recipe
 from trueaxis.stages import Fisher, Identity, InTurn
@@ -31,7 +32,7 @@ from trueaxis.types import Weight
 PASSES = 3
 PILOTS = 3
 CHOSEN = 2  # experts that a token is taken to go to
-STAGES = ("calibrate", "sensitivity", "gradients", "prepare", "search", "drift", "write, verify")
+STAGES = ("calibrate", "gradients", "sensitivity", "prepare", "search", "drift", "write, verify")
 
 
 class Matrix(NamedTuple):
@@ -62,6 +63,7 @@ class Extent:
         width: Of the residual stream.
         vocabulary: Rows of the head; 0 for none.
         exact: Weights of the tensors that are not quantized.
+        groups: Of experts that are measured together: a few in each block that has any.
     """
 
     matrices: tuple[Matrix, ...]
@@ -70,6 +72,7 @@ class Extent:
     width: int
     vocabulary: int
     exact: int = 0
+    groups: int = 0
 
     @property
     def weights(self) -> int:
@@ -90,6 +93,13 @@ class Extent:
     def largest(self) -> int:
         """Weights of the largest matrix."""
         return max((one.m * one.n for one in self.matrices), default=0)
+
+    @property
+    def noised(self) -> int:
+        """Measurements with noise: where a router chooses experts of all matrices, else of the embedding alone."""
+        if not self.groups:
+            return sum(1 for one in self.matrices if one.role in ("embedding", "tied"))
+        return self.groups + sum(one.count for one in self.matrices if one.share == 1.0)
 
 
 def extent_of(weights: Iterable[Weight], blocks: int) -> Extent:
@@ -114,7 +124,8 @@ def extent_of(weights: Iterable[Weight], blocks: int) -> Extent:
     outer = next((weight for weight in coded if weight.role in ("head", "tied", "embedding")), None)
     exact = sum(weight.size for weight in known if weight.role == "exact")
     width = outer.shape[1] if outer else max((one.n for one in matrices), default=0)
-    return Extent(matrices, tuple(spaces.values()), blocks, width, outer.shape[0] if outer else 0, exact)
+    groups = len({weight.group for weight in coded if weight.group is not None})
+    return Extent(matrices, tuple(spaces.values()), blocks, width, outer.shape[0] if outer else 0, exact, groups)
 
 
 @dataclass(frozen=True)
@@ -158,16 +169,17 @@ def work_of(extent: Extent, recipe: Recipe, tokens: int) -> dict[str, Work]:
     forward, head, size = 2.0 * extent.active, 2.0 * extent.head, extent.weights
     reading = Work(read=4.0 * size)
     seen = min(tokens, SENSITIVITY_TOKENS)
-    uses = sum(1 if one.share < 1 else one.count for one in extent.matrices)
-    again = uses * 2 * seen  # tokens run with noise of both signs, from half-way on average
-    found = {
-        "calibrate": reading + Work(products=tokens * (forward + 2.0 * seen_n2)),
-        "sensitivity": reading
-        + Work(again * (forward / 2 + head), 2 * wide + n3 / 3, logits=float(again) * extent.vocabulary),
-    }
+    again = extent.noised * 2 * seen  # tokens run with noise of both signs
+    share, factors = (0.5, 2 * wide + n3 / 3) if extent.groups else (1.0, 0.0)  # half of the blocks on average
+    found = {"calibrate": reading + Work(products=tokens * (forward + 2.0 * seen_n2))}
     if isinstance(recipe.metric, Fisher) or extent.vocabulary:
         read = min(tokens, GRADIENT_TOKENS)
-        found["gradients"] = reading + Work(read * (3 * forward + 3 * head + 2.0 * m2), logits=read * extent.vocabulary)
+        told, inverses = (0.0, 0.0) if extent.groups else (2.0 * seen_n2 + _compared(extent), 2 * n3 / 3)
+        found["gradients"] = reading + Work(
+            read * (3 * forward + 3 * head + 2.0 * m2 + told), inverses, logits=read * extent.vocabulary
+        )
+    noise = Work(again * (forward * share + head), factors, logits=float(again) * extent.vocabulary)
+    found["sensitivity"] = reading + noise
     turned = not isinstance(recipe.align, Identity)
     found["prepare"] = reading + Work(
         factors=n3 / 3 + turned * (4 * n3 + 2.0 * size * extent.width), spectra=turned * 2.0 * extent.width**3
@@ -184,6 +196,12 @@ def work_of(extent: Extent, recipe: Recipe, tokens: int) -> dict[str, Work]:
         )
     found["write, verify"] = reading + Work(factors=2 * wide, spectra=n3, coded=2.0 * size)
     return found
+
+
+def _compared(extent: Extent) -> float:
+    """Multiplications and additions per token that gradients of sequences take with what was read."""
+    known = [one for one in extent.matrices if one.role != "embedding"]
+    return sum(2.0 * one.count * min(one.m * one.n, TEXT_LENGTH * (one.m + one.n)) for one in known)
 
 
 def side_by_side(extent: Extent, tokens: int) -> dict[str, int]:
@@ -251,8 +269,8 @@ def holding_of(extent: Extent, recipe: Recipe, tokens: int, threads: int, target
             8.0 * seen * extent.vocabulary + threads * ran(SENSITIVITY_BATCH, extent.vocabulary, False) + 3 * matrix,
         ),
         "gradients": Holding(
-            model + sums + 8.0 * m2 + 4.0 * read * d * (blocks + 2),
-            threads * (ran(GRADIENT_BATCH, 0, True) + largest_sum) + ran(GRADIENT_BATCH, extent.vocabulary, True),
+            model + sums * (1.0 if extent.groups else 1.5) + 8.0 * m2 + 4.0 * read * d * (blocks + 2),
+            threads * (ran(GRADIENT_BATCH, 0, True) + 2 * largest_sum) + ran(GRADIENT_BATCH, extent.vocabulary, True),
         ),
     }
     kept = sums + 8.0 * m2

@@ -13,6 +13,7 @@ from tests import families
 
 from checkpoints import save_small_llama
 from trueaxis.metric import gradient
+from trueaxis.metric.calibrate import calibrate
 from trueaxis.metric.gradient import Gradients, measure_gradients
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route, trace
@@ -21,7 +22,8 @@ from trueaxis.model.graph import route, trace
 def measured(path: Path, threads: int = 1) -> Gradients:
     checkpoint = Checkpoint.open(path)
     ids = np.random.default_rng(0).integers(0, checkpoint.config["vocab_size"], (40, 64))
-    return measure_gradients(checkpoint, trace(checkpoint), ids, seed=0, threads=threads)
+    statistics = calibrate(checkpoint, ids, seed=0, threads=1)
+    return measure_gradients(checkpoint, trace(checkpoint), statistics, ids, seed=0, threads=threads)
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "gemma2", "gpt2", "gpt_neox", "opt, post-norm"])
@@ -35,6 +37,7 @@ def test_the_sums_of_one_pass_through_the_whole(family: str, tmp_path: Path, mon
     for found in (by_blocks, side_by_side):
         assert found.sums.keys() == whole.sums.keys()
         assert all(np.array_equal(found.sums[key], whole.sums[key]) for key in whole.sums)
+        assert found.sensitivities == whole.sensitivities
 
 
 def _most_saved(path: Path) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests import families
 
 from trueaxis.align.loss import fisher
 from trueaxis.align.maps import Permute
@@ -23,23 +24,58 @@ from trueaxis.model.graph import trace
 from trueaxis.stages import Fisher
 from trueaxis.types import Array, Weight
 
-Measured = tuple[Checkpoint, Array, Gradients]
+Measured = tuple[Checkpoint, Array, Statistics, Gradients]
 
 
 @pytest.fixture(scope="module")
 def measured(tiny_llama: Path, tokens: Path) -> Measured:
     checkpoint, ids = Checkpoint.open(tiny_llama), load_tokens(tokens)
-    return checkpoint, ids, measure_gradients(checkpoint, trace(checkpoint), ids, seed=0)
+    statistics = calibrate(checkpoint, ids, seed=0)
+    return checkpoint, ids, statistics, measure_gradients(checkpoint, trace(checkpoint), statistics, ids, seed=0)
 
 
 def _with(measured: Measured) -> Statistics:
-    checkpoint, ids, found = measured
-    statistics = calibrate(checkpoint, ids, seed=0)
+    _, _, statistics, found = measured
     return replace(statistics, gradients=found.sums, gradient_tokens=found.tokens)
 
 
+def small_noise(checkpoint: Checkpoint, statistics: Statistics, ids: Array) -> dict[str, float]:
+    """Sensitivities that noise of a tenth of the usual energy shows, over three streams."""
+    weights, seeds = trace(checkpoint), range(3)
+    found = [measure_sensitivities(checkpoint, weights, statistics, ids, s, noise_share=1e-3) for s in seeds]
+    return {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+
+
+def test_sensitivities_are_those_that_small_noise_shows(measured: Measured) -> None:
+    checkpoint, ids, statistics, found = measured
+    noise = small_noise(checkpoint, statistics, ids)
+    assert noise.keys() - found.sensitivities.keys() == {"model.embed_tokens.weight"}
+    for key, value in found.sensitivities.items():
+        assert value == pytest.approx(noise[key], rel=0.15), key
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "bert with heads"])
+def test_whatever_the_form_of_matrices(family: str, tmp_path: Path) -> None:
+    families.build(families.CASES[family]).save_pretrained(tmp_path)
+    checkpoint, ids = Checkpoint.open(tmp_path), np.random.default_rng(0).integers(1, 90, (32, 64))
+    statistics = calibrate(checkpoint, ids, seed=0)
+    found = measure_gradients(checkpoint, trace(checkpoint), statistics, ids, seed=0).sensitivities
+    noise = small_noise(checkpoint, statistics, ids)
+    assert len(found) >= len(noise) - 3
+    for key, value in found.items():
+        assert value == pytest.approx(noise[key], rel=0.4), key
+
+
+def test_gradients_do_not_tell_where_a_router_chooses(tmp_path: Path) -> None:
+    families.build(families.CASES["mixtral"]).save_pretrained(tmp_path)
+    checkpoint, ids = Checkpoint.open(tmp_path), np.random.default_rng(0).integers(0, 90, (16, 64))
+    found = measure_gradients(checkpoint, trace(checkpoint), calibrate(checkpoint, ids, seed=0), ids, seed=0)
+    assert found.sums
+    assert not found.sensitivities
+
+
 def test_half_the_mean_diagonal_is_the_sensitivity_that_noise_shows(measured: Measured) -> None:
-    checkpoint, ids, found = measured
+    checkpoint, ids, _, found = measured
     statistics = _with(measured)
     weights = [weight for weight in trace(checkpoint) if weight.writes in ("residual", "logits", "query", "gate")]
     weights = [weight for weight in weights if weight.role in ("linear", "head")]
@@ -53,7 +89,7 @@ def test_half_the_mean_diagonal_is_the_sensitivity_that_noise_shows(measured: Me
 
 
 def test_the_heads_rows_weigh_as_their_probabilities_vary(measured: Measured) -> None:
-    checkpoint, ids, found = measured
+    checkpoint, ids, _, found = measured
     with torch.inference_mode():
         shares = load_model(checkpoint)(torch.from_numpy(ids.astype(np.int64))).logits.double().softmax(-1)
     expected = (shares * (1 - shares)).sum((0, 1)).numpy()
@@ -62,7 +98,7 @@ def test_the_heads_rows_weigh_as_their_probabilities_vary(measured: Measured) ->
 
 
 def test_an_embedding_is_judged_by_what_its_output_does(measured: Measured) -> None:
-    checkpoint, _, found = measured
+    checkpoint, _, _, found = measured
     statistics = _with(measured)
     weight = next(weight for weight in trace(checkpoint) if weight.role == "embedding")
     metric = fisher(Fisher(), weight, metric_for(weight, statistics), None, statistics)
@@ -75,7 +111,10 @@ def test_an_embedding_is_judged_by_what_its_output_does(measured: Measured) -> N
 def test_a_tied_matrix_has_both(tied_llama: Path, tokens: Path) -> None:
     checkpoint, ids = Checkpoint.open(tied_llama), load_tokens(tokens)
     weight = next(weight for weight in trace(checkpoint) if weight.role == "tied")
-    statistics = _with((checkpoint, ids, measure_gradients(checkpoint, [weight], ids, seed=0)))
+    statistics = calibrate(checkpoint, ids, seed=0)
+    gradients = measure_gradients(checkpoint, [weight], statistics, ids, seed=0)
+    assert gradients.sensitivities.keys() == {f"{weight.name}#head"}
+    statistics = _with((checkpoint, ids, statistics, gradients))
     metric = fisher(Fisher(), weight, metric_for(weight, statistics), None, statistics)
     assert metric.embedding_moment is not None
     assert metric.row_weights is not None

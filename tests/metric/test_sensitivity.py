@@ -37,6 +37,20 @@ def test_positive_and_nearly_the_same_for_other_noise(untied: tuple[Checkpoint, 
     assert measure_sensitivities(checkpoint, last, statistics, ids, seed=1)["lm_head.weight"] == one["lm_head.weight"]
 
 
+def test_what_is_known_is_not_measured(untied: tuple[Checkpoint, Statistics, Array]) -> None:
+    checkpoint, statistics, ids = untied
+    weights = [weight for weight in trace(checkpoint) if weight.role in ("head", "embedding")]
+    steps: list[str] = []
+    found = measure_sensitivities(
+        checkpoint, weights, statistics, ids, seed=1, known={"lm_head.weight": 3.0},
+        progress=lambda _done, _all, name: steps.append(name),
+    )  # fmt: skip
+    assert steps == ["model.embed_tokens.weight"]
+    assert found["lm_head.weight"] == 3.0
+    alone = measure_sensitivities(checkpoint, weights, statistics, ids, seed=1)
+    assert found["model.embed_tokens.weight"] == alone["model.embed_tokens.weight"]
+
+
 def test_linear_in_the_distortion(untied: tuple[Checkpoint, Statistics, Array]) -> None:
     checkpoint, statistics, ids = untied
     weights = [weight for weight in trace(checkpoint) if "layers.1" in weight.name]

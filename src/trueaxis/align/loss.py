@@ -3,8 +3,8 @@
     layerwise   D = g · ‖E x‖² of each layer by itself, g measured with noise
     fisher      D = g · Σᵢ ρᵢ (eᵢ H eᵢᵀ) with ρ ∝ diag G; of an embedding H is the G of what it puts out
 
-The scale g stays the one that noise showed: gradients of single tokens miss what errors of neighbours do together, as
-where attention averages values. An output that turns takes its G along: G′ = S G Sᵀ for orthogonal S. A matrix whose
+The scale g stays the sensitivity: G is of single tokens and misses what errors of neighbours do together, as where
+attention averages values. An output that turns takes its G along: G′ = S G Sᵀ for orthogonal S. A matrix whose
 gradients were not heard stays layerwise.
 """
 
@@ -36,7 +36,7 @@ def layerwise(
 
 
 def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None, statistics: Statistics) -> Metric:
-    """The metric with directions that follow gradients of the model's predictions; its scale stays as measured.
+    """The metric with directions that follow gradients of the model's predictions; its scale stays the sensitivity.
 
     Args:
         weight: Which matrix.

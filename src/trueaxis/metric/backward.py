@@ -33,6 +33,18 @@ class Over(Protocol):
         ...
 
 
+class Recalled(Protocol):
+    """Keeps what steps found, for a run that is resumed."""
+
+    def resume(self, blocks: int) -> tuple[int, list[torch.Tensor]] | None:
+        """How many of the blocks an earlier run left, and the gradients of every batch behind them; None for none."""
+        ...
+
+    def keep(self, left: int, gradients: Sequence[torch.Tensor]) -> None:
+        """Gradients of every batch behind the blocks that are left."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Text:
     """What to differentiate.
@@ -44,6 +56,7 @@ class Text:
         over: Runs work on them, with gradients enabled.
         device: Where the model runs.
         done: Told (steps done, all).
+        recalled: Told every step, and knows those of an earlier run.
     """
 
     model: Any
@@ -52,6 +65,7 @@ class Text:
     over: Over
     device: str
     done: Callable[[int, int], None]
+    recalled: Recalled
 
 
 def backward_whole(text: Text) -> bool:
@@ -78,26 +92,18 @@ def backward_by_blocks(text: Text, blocks: Sequence[str], scratch: NoScratch) ->
     Returns:
         Whether there was a loss.
     """
-    count, over = len(blocks) + 2, text.over
-    borders = _borders(text, blocks, scratch)
+    count, known = len(blocks) + 2, text.recalled.resume(len(blocks))
+    left, gradients = known or (len(blocks), [])
+    borders = _borders(text, blocks, left, scratch)
     with torch.no_grad():  # once more, for the arguments of blocks
         steps = Steps(text.model, blocks, text.batches, text.device)
-    steps.states[:] = borders[-1]
-    with steps.finish() as run:
-
-        def at_the_end(number: int) -> torch.Tensor | None:
-            steps.states[number] = leaf = borders[-1][number].detach().requires_grad_()
-            found = text.loss(run(number))
-            if found is None:
-                return None
-            found.backward()
-            return _gradient(leaf, scratch)
-
-        gradients = over(at_the_end, side_by_side=False)
-    if any(gradient is None for gradient in gradients):
-        return False
-    text.done(1, count)
-    for index in reversed(range(len(blocks))):
+    if known is None:
+        gradients = _from_the_end(text, steps, borders[-1], scratch)
+        if gradients is None:
+            return False
+        text.recalled.keep(left, gradients)
+        text.done(1, count)
+    for index in reversed(range(left)):
         borders.pop()
         with steps.block(index) as run:
 
@@ -108,7 +114,8 @@ def backward_by_blocks(text: Text, blocks: Sequence[str], scratch: NoScratch) ->
                 steps.states[number] = leaf.detach()
                 return _gradient(leaf, scratch)
 
-            gradients = over(through)
+            gradients = text.over(through)
+        text.recalled.keep(index, gradients)
         text.done(len(blocks) - index + 1, count)
 
     def at_the_start(number: int) -> None:
@@ -116,9 +123,28 @@ def backward_by_blocks(text: Text, blocks: Sequence[str], scratch: NoScratch) ->
         if state.requires_grad:
             state.backward(gradients[number])
 
-    over(at_the_start, side_by_side=False)
+    text.over(at_the_start, side_by_side=False)
     text.done(count, count)
     return True
+
+
+def _from_the_end(
+    text: Text, steps: Steps, states: Sequence[torch.Tensor], scratch: NoScratch
+) -> list[torch.Tensor] | None:
+    """Gradients of every batch behind the last block; None where there is no loss."""
+    steps.states[:] = states
+    with steps.finish() as run:
+
+        def at_the_end(number: int) -> torch.Tensor | None:
+            steps.states[number] = leaf = states[number].detach().requires_grad_()
+            found = text.loss(run(number))
+            if found is None:
+                return None
+            found.backward()
+            return _gradient(leaf, scratch)
+
+        gradients = text.over(at_the_end, side_by_side=False)
+    return None if any(gradient is None for gradient in gradients) else gradients
 
 
 def separable(text: Text, blocks: Sequence[str]) -> bool:
@@ -129,12 +155,12 @@ def separable(text: Text, blocks: Sequence[str]) -> bool:
         return not Steps(text.model, blocks, text.batches[:1], text.device).gets_gradients()
 
 
-def _borders(text: Text, blocks: Sequence[str], scratch: NoScratch) -> list[list[torch.Tensor]]:
-    """Hidden states of every batch before each block and behind the last."""
+def _borders(text: Text, blocks: Sequence[str], count: int, scratch: NoScratch) -> list[list[torch.Tensor]]:
+    """Hidden states of every batch before each of the first `count` blocks and behind the last of them."""
     with torch.no_grad():
         steps = Steps(text.model, blocks, text.batches, text.device, scratch)
     borders = [list(steps.states)]
-    for index in range(len(blocks)):
+    for index in range(count):
         with steps.block(index) as run:
 
             def through(number: int, run: Callable[[int], Any] = run) -> None:

@@ -1,11 +1,13 @@
 """What the model's own predictions make of errors: second moments of gradients, by sampling from the true Fisher.
 
     tokens ─▶ logits ─▶ labels drawn from the model ─▶ −ln p(label) ─▶ backward ─▶ Σ g gᵀ per linear layer, g = ∂/∂y
-                  └▶ Σ p (1 − p) per row of the head                        └▶ Σ g gᵀ of what the embedding looks up
+                  └▶ Σ p (1 − p) per row of the head                        ├▶ Σ g gᵀ of what the embedding looks up
+                                                                            └▶ |Σ g xᵀ|² of sequences: sensitivities
 
 To second order KL(model ‖ disturbed) = ½ δᵀ F δ, and F is the mean of gradient times gradient over labels drawn from
-the model itself. With F ≈ H ⊗ G this is ½ tr(G E H Eᵀ) nats per token for an error E of one matrix: one unit for all
-of them. For a head F needs no gradient: p and its diagonal are known.
+the model itself. With F ≈ H ⊗ G this is ½ tr(G E H Eᵀ) nats per token for an error E of one matrix. G gives directions;
+how much the matrix matters as a whole is what whitened gradients say (whitening.py), which know of errors that several
+tokens share. For the rows of a head F needs no gradient: p and its diagonal are known.
 
 Memory: one block at a time where they are known (backward.py), else the whole model and its activations, of at most
 1,024 tokens per thread; one sum of a matrix per thread. Parameters have no gradients.
@@ -16,29 +18,27 @@ YAQA (arXiv:2505.22988) for the two factors of a linear layer under the KL of th
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 
+from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.backward import Text, backward_by_blocks, backward_whole, separable
 from trueaxis.metric.calibrate import Progress, split_sequences
-from trueaxis.metric.listening import Sum
-from trueaxis.metric.metric import embedding_key, head_key
+from trueaxis.metric.metric import head_key
+from trueaxis.metric.response import Heard, Listener, listeners_of, listening_back
 from trueaxis.metric.running import load_model
 from trueaxis.metric.sensitivity import Output
-from trueaxis.model.architecture import submodule
+from trueaxis.metric.statistics import Statistics
+from trueaxis.metric.whitening import Whitening
 from trueaxis.model.checkpoint import Checkpoint
-from trueaxis.model.graph import Route, route
-from trueaxis.parallel import default_threads, one_thread, ordered_map
-from trueaxis.scratch import NoScratch
+from trueaxis.model.graph import route
+from trueaxis.parallel import default_threads, one_thread
 from trueaxis.types import Array, Weight
 
 TOKEN_LIMIT = 16_384
 BATCH_TOKENS = 1024
-LARGEST_RATIO = 10.0
 
 
 class Gradients(NamedTuple):
@@ -48,63 +48,141 @@ class Gradients(NamedTuple):
         sums: Keys of the sensitivities → Σ g gᵀ float64 [m, m] of a linear layer's outputs; of an embedding [d, d];
             Σ p (1 − p) [m] of a head. Matrices that the model does not call as modules, such as experts, are left out.
         tokens: Tokens summed over.
+        sensitivities: Keys of linear layers and heads → KL in nats per token and unit of D, for small errors that are
+            white in D. None where a router chooses experts.
     """
 
     sums: dict[str, Array]
     tokens: int
+    sensitivities: dict[str, float]
+
+
+NONE = Gradients({}, 0, {})
 
 
 def measure_gradients(
     checkpoint: Checkpoint,
     weights: Sequence[Weight],
+    statistics: Statistics,
     tokens: Array,
     seed: int,
     *,
     progress: Progress | None = None,
     device: str = "cpu",
     threads: int | None = None,
+    journal: NoJournal = NO_JOURNAL,
 ) -> Gradients:
-    """Sum outer products of output gradients over calibration text.
+    """Sum outer products of output gradients over calibration text, and see what errors of each matrix do.
 
     Args:
         checkpoint: The model, run in float32.
         weights: From `trace`.
+        statistics: Of the same checkpoint.
         tokens: Calibration tokens, integers [sequences, length]; the first 16,384 or so are used.
         seed: Of the labels.
         progress: Called after every step.
         device: Where blocks run, one at a time.
         threads: Batches side by side, on a CPU; all processors by default. The sums do not depend on it.
+        journal: Knows blocks that an earlier run went back through, or all that it found.
 
     Returns:
         The sums; none for a model without logits over a vocabulary, which has no KL.
     """
-    sample = tokens[: max(1, TOKEN_LIMIT // tokens.shape[1]), :TOKEN_LIMIT]
-    batches = list(split_sequences(sample, BATCH_TOKENS))
+    if (told := journal.recall("gradients")) is not None:
+        return Gradients(dict(told.arrays), *told.facts)
     places = route(checkpoint)
     if places.head is None or places.embedding is None:
-        return Gradients({}, 0)
+        return NONE
+    sample = tokens[: max(1, TOKEN_LIMIT // tokens.shape[1]), :TOKEN_LIMIT]
+    batches = list(split_sequences(sample, BATCH_TOKENS))
+    threads = threads or default_threads()
+    listeners = listeners_of(weights, places)
+    whitening = Whitening(statistics, _told(weights), threads)
     model = load_model(checkpoint)
     labels = _Labels(model, seed)
-    heard = _Heard(len(batches), checkpoint.scratch, 1 if device != "cpu" else threads or default_threads())
+    heard = Heard(batches, checkpoint.scratch, 1 if device != "cpu" else threads)
 
     def done(steps: int, count: int) -> None:
         if progress is not None:
             progress(steps, count, "backward")
 
-    text = Text(model, batches, labels.loss, heard.over, device, done)
-    with one_thread(), _listening(model, weights, places, heard):
+    recalled = _Recalled(journal, heard, labels)
+    text = Text(model, batches, labels.loss, heard.over, device, done, recalled)
+    with one_thread(), listening_back(model, listeners, whitening, heard):
         if separable(text, places.blocks):
             known = backward_by_blocks(text, places.blocks, checkpoint.scratch)
         else:
             model.to(device)
             known = backward_whole(text)
     if not known:
-        return Gradients({}, 0)
+        return NONE
     found = {key: total.outer.cpu().numpy() for key, total in heard.sums.items()}
     for weight in weights:
         if weight.role in ("head", "tied"):
             found[head_key(weight.name) if weight.role == "tied" else weight.name] = labels.uncertainty.numpy()
-    return Gradients(found, int(sum(ids.numel() for ids in batches)))
+    count = int(sum(ids.numel() for ids in batches))
+    gradients = Gradients(found, count, _sensitivities(listeners, whitening, heard, count))
+    journal.keep("gradients", gradients.sums, [gradients.tokens, gradients.sensitivities])
+    recalled.forget()
+    return gradients
+
+
+def _told(weights: Sequence[Weight]) -> list[Weight]:
+    """Matrices of which gradients tell how much they matter: none where a router chooses experts.
+
+    Its choices jump, and gradients do not see that: noise in whatever is before a router may matter ten times as much
+    as they say. An embedding's rows are rare tokens for the most part, whose noise is not small beside them.
+    """
+    if any(weight.pool is not None for weight in weights):
+        return []
+    return [weight for weight in weights if weight.role in ("linear", "head", "tied") and weight.group is None]
+
+
+def _sensitivities(listeners: Sequence[Listener], whitening: Whitening, heard: Heard, tokens: int) -> dict[str, float]:
+    """Mean KL per token of noise with D = 1, by key; without what reached nothing, or was not told."""
+    return {
+        one.key: heard.energies[one.key] / (2 * tokens * whitening.freedom(one.weight))
+        for one in listeners
+        if heard.energies.get(one.key)
+    }
+
+
+class _Recalled:
+    """What a journal knows of blocks that an earlier run went back through."""
+
+    def __init__(self, journal: NoJournal, heard: Heard, labels: _Labels) -> None:
+        self._journal, self._heard, self._labels = journal, heard, labels
+        self._steps: list[str] = []
+
+    def resume(self, blocks: int) -> tuple[int, list[torch.Tensor]] | None:
+        """Blocks that are left, and the gradients of every batch behind them; sums of the others are put in place."""
+        for left in range(blocks + 1):
+            behind = self._journal.recall(f"behind {left}")
+            sums = [self._journal.recall(f"back {index}") for index in range(blocks, left - 1, -1)]
+            if behind is None or None in sums:
+                continue
+            for index, entry in zip(range(blocks, left - 1, -1), sums, strict=True):
+                assert entry is not None
+                self._heard.restore(entry.arrays, entry.facts)
+                self._steps.append(f"back {index}")
+            self._labels.uncertainty = torch.from_numpy(behind.arrays["uncertainty"])
+            return left, [torch.from_numpy(behind.arrays[str(number)]) for number in range(len(behind.arrays) - 1)]
+        return None
+
+    def keep(self, left: int, gradients: Sequence[torch.Tensor]) -> None:
+        """Sums of the step that has just ended, and gradients behind the blocks that are left."""
+        if self._journal is NO_JOURNAL:
+            return
+        self._journal.keep(f"back {left}", *self._heard.news())
+        behind = {str(number): gradient.cpu().numpy() for number, gradient in enumerate(gradients)}
+        self._journal.keep(f"behind {left}", {**behind, "uncertainty": self._labels.uncertainty.numpy()})
+        self._journal.forget(f"behind {left + 1}")
+        self._steps += [f"back {left}", f"behind {left}"]
+
+    def forget(self) -> None:
+        """All of it, once the whole is kept."""
+        for key in self._steps:
+            self._journal.forget(key)
 
 
 class _Labels:
@@ -128,96 +206,3 @@ class _Labels:
         labels = torch.multinomial(shares.cpu(), 1, generator=self._generator).to(logits.device)
         self.uncertainty = self.uncertainty + (shares * (1 - shares)).sum(0, dtype=torch.float64).cpu()
         return -logits.log_softmax(-1).gather(1, labels).sum()
-
-
-class _Heard:
-    """Gradients of what modules put out: what batches heard is added in their order, matrices side by side.
-
-    Attributes:
-        sums: Key → its sum over all batches so far.
-    """
-
-    def __init__(self, batches: int, scratch: NoScratch, threads: int) -> None:
-        self.sums: dict[str, Sum] = {}
-        self._batches, self._scratch, self._threads = batches, scratch, threads
-        self._now = threading.local()
-
-    def over(self, work: Callable[[int], Any], *, side_by_side: bool = True) -> list[Any]:
-        """As `Batches` of backward.py."""
-
-        def run(number: int) -> tuple[Any, dict[str, list[torch.Tensor]]]:
-            self._now.heard = {}
-            with torch.enable_grad():  # of this thread
-                return work(number), self._now.heard
-
-        results, threads = [], self._threads if side_by_side else 1
-        for start in range(0, self._batches, threads):
-            found = ordered_map(run, range(start, min(start + threads, self._batches)), threads)
-            results += [result for result, _ in found]
-            self._add([heard for _, heard in found])
-        return results
-
-    def hook(self, key: str, part: tuple[int, int]) -> Callable[..., torch.Tensor | None]:
-        """Of a module's forward pass: hears the gradients of a part (which, of how many) of what it puts out."""
-
-        def keep(_module: Any, _args: Any, output: Any) -> torch.Tensor | None:
-            if not isinstance(output, torch.Tensor) or not torch.is_grad_enabled():
-                return None
-            heard = getattr(self._now, "heard", {})  # on a GPU the backward pass is another thread's
-
-            def add(gradient: torch.Tensor) -> None:
-                width = gradient.shape[-1] // part[1]
-                heard.setdefault(key, []).append(_bounded(gradient[..., part[0] * width : (part[0] + 1) * width]))
-
-            leaf = None if output.requires_grad else output.requires_grad_()
-            output.register_hook(add)
-            return leaf
-
-        return keep
-
-    def _add(self, found: Sequence[dict[str, list[torch.Tensor]]]) -> None:
-        keys = list(dict.fromkeys(key for heard in found for key in heard))
-        for key in keys:
-            self.sums.setdefault(key, Sum(self._scratch))
-
-        def add(key: str) -> None:
-            for heard in found:
-                for gradient in heard.get(key, ()):
-                    self.sums[key].add(gradient)
-
-        ordered_map(add, keys, self._threads)
-
-
-@contextmanager
-def _listening(model: Any, weights: Sequence[Weight], places: Route, heard: _Heard) -> Iterator[None]:
-    """While the context lasts, every backward pass hears the gradients of what modules put out.
-
-    The output of the embedding is where differentiation begins.
-    """
-    handles = []
-    for weight in weights:
-        if weight.role == "linear" and weight.place is not None and weight.place.expert is None:
-            module, key, part = weight.place.module, weight.name, weight.place.part
-        elif weight.role in ("embedding", "tied"):
-            tied = weight.role == "tied"
-            module, part = str(places.embedding), (0, 1)
-            key = embedding_key(weight.name) if tied else weight.name
-        else:
-            continue
-        handles.append(submodule(model, module).register_forward_hook(heard.hook(key, part)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _bounded(gradient: torch.Tensor) -> torch.Tensor:
-    """Gradients [..., m] of at most `LARGEST_RATIO` times the median length.
-
-    Where a norm reads a vector close to zero, such as that of a padding token, its derivative is as large as 1/√ε and
-    holds for no error of any size that occurs; one such token would outweigh all others.
-    """
-    lengths = torch.linalg.vector_norm(gradient, dim=-1, keepdim=True)
-    limit = LARGEST_RATIO * lengths.median()
-    return gradient * (limit / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)).clamp(max=1)

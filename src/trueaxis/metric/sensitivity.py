@@ -1,4 +1,4 @@
-"""Weigh matrices against each other: how much the model's output moves per unit of each matrix's own D.
+"""Weigh matrices against each other by noise: how much the model's output moves per unit of each matrix's own D.
 
     weight ─▶ noise E of D = 1 % of the weight's own energy ─▶ KL(model ‖ model with W ± E) ─▶ g = KL / D
 
@@ -6,6 +6,9 @@ The noise is white in the coordinates in which D is a plain sum of squares (E = 
 optimal quantizer's error is spread at high rate. Averaging over +E and −E removes
 the odd terms, so that a small D suffices. A tied matrix gets two numbers, one per use; the experts of a layer share one
 per kind of matrix, for which all of them get noise at once.
+
+Gradients tell the same for most matrices at once (whitening.py). What is left are experts, which get no gradients of
+their own, and models without a KL.
 
 What cannot be measured is taken to matter as the others do, the same share of its energy costs as much: where
 transformers cannot run the model or has the matrix in another form, and where noise leaves the output as it is to the
@@ -17,9 +20,11 @@ the final hidden states, plus that of every other output (such as the pooled sta
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -51,12 +56,13 @@ def measure_sensitivities(
     tokens: Array,
     seed: int,
     *,
+    known: Mapping[str, float] = MappingProxyType({}),
     noise_share: float = NOISE_SHARE,
     progress: Progress | None = None,
     device: str = "cpu",
     journal: NoJournal = NO_JOURNAL,
 ) -> dict[str, float]:
-    """Measure g of every matrix that is quantized: mean KL per token, in nats, per unit of D.
+    """Measure g of every matrix that is quantized and not known: mean KL per token, in nats, per unit of D.
 
     Args:
         checkpoint: The model, run in float32.
@@ -64,6 +70,7 @@ def measure_sensitivities(
         statistics: Of the same checkpoint.
         tokens: Calibration tokens, integers [sequences, length]; the first 2,048 or so are used.
         seed: Of the noise; each weight has a stream of its own, whatever the others are.
+        known: Sensitivities that gradients told, in the same unit: these are not measured.
         noise_share: D of the noise over D of setting the weight to zero.
         progress: Called after every measurement.
         device: Where the whole model runs.
@@ -80,24 +87,21 @@ def measure_sensitivities(
     statistics.require(checkpoint)
     check_tokens(checkpoint, tokens)
     sample = tokens[: max(1, TOKEN_LIMIT // tokens.shape[1]), :TOKEN_LIMIT]
-    places = route(checkpoint)
     uses = _uses([weight for weight in weights if weight.place is not None])
-    rises: dict[str, float] = {}
+    unknown = {key: members for key, members in uses.items() if key not in known}
+    rises = dict(known)
     with torch.inference_mode(), one_thread():
-        model = load_model(checkpoint).to(device)
-        untie(model, places)
-        batches = [ids.to(device) for ids in split_sequences(sample, BATCH_TOKENS)]
-        trial = _Trial(model, places, batches, 1 if device != "cpu" else default_threads(), checkpoint.scratch)
+        trial = functools.cache(lambda: _trial(checkpoint, sample, device))  # made once it is needed
         noises = _Noises(statistics, noise_share, seed)
-        for index, (key, members) in enumerate(uses.items()):
-            known = journal.recall(f"sensitivity {key}")
-            rises[key] = trial.rise(members, noises) if known is None else known.facts
+        for index, (key, members) in enumerate(unknown.items()):
+            found = journal.recall(f"sensitivity {key}")
+            rises[key] = trial().rise(members, noises) if found is None else found.facts
             if not np.isfinite(rises[key]):
                 raise CalibrationError(f"{key}: noise of {noise_share:.1%} makes the model's output infinite")
-            if known is None:
+            if found is None:
                 journal.keep(f"sensitivity {key}", {}, rises[key])
             if progress is not None:
-                progress(index + 1, len(uses), key)
+                progress(index + 1, len(unknown), key)
     measured = _floored({key: rise for key, rise in rises.items() if rise != 0})
     if measured.keys() == _uses(weights).keys():
         return measured
@@ -120,6 +124,15 @@ def assume_sensitivities(checkpoint: Checkpoint, weights: Sequence[Weight], stat
         )
         assumed[key] = size / energy if energy > 0 else 1.0
     return assumed
+
+
+def _trial(checkpoint: Checkpoint, sample: Array, device: str) -> _Trial:
+    """The model on a device, and what it says of some calibration tokens [sequences, length]."""
+    places = route(checkpoint)
+    model = load_model(checkpoint).to(device)
+    untie(model, places)
+    batches = [ids.to(device) for ids in split_sequences(sample, BATCH_TOKENS)]
+    return _Trial(model, places, batches, 1 if device != "cpu" else default_threads(), checkpoint.scratch)
 
 
 class _Use(NamedTuple):

@@ -10,7 +10,7 @@ import numpy as np
 
 from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal
 from trueaxis.metric.calibrate import calibrate, hash_tokens, load_tokens, minimum_tokens, tokenize
-from trueaxis.metric.gradient import Gradients, measure_gradients
+from trueaxis.metric.gradient import measure_gradients
 from trueaxis.metric.sample import sample_tokens
 from trueaxis.metric.sensitivity import assume_sensitivities, measure_sensitivities
 from trueaxis.metric.statistics import Statistics, load_statistics, merge
@@ -90,17 +90,14 @@ def _with_effects(
     journal: NoJournal,
 ) -> Statistics:
     """Statistics with what errors do to the model's output: sensitivities and gradients."""
-    sensitivities = measure_sensitivities(
-        checkpoint, weights, measured, tokens, seed, device=device, journal=journal,
-        progress=lambda done, total, _: progress("sensitivity", done, total),
-    )  # fmt: skip
-    known = journal.recall("gradients")
-    gradients = Gradients(dict(known.arrays), known.facts) if known is not None else measure_gradients(
-        checkpoint, weights, tokens, seed, device=device, threads=threads,
+    gradients = measure_gradients(
+        checkpoint, weights, measured, tokens, seed, device=device, threads=threads, journal=journal,
         progress=lambda done, total, _: progress("gradients", done, total),
     )  # fmt: skip
-    if known is None:
-        journal.keep("gradients", gradients.sums, gradients.tokens)
+    sensitivities = measure_sensitivities(
+        checkpoint, weights, measured, tokens, seed, known=gradients.sensitivities, device=device, journal=journal,
+        progress=lambda done, total, _: progress("sensitivity", done, total),
+    )  # fmt: skip
     return replace(measured, sensitivities=sensitivities, gradients=gradients.sums, gradient_tokens=gradients.tokens)
 
 
