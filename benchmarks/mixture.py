@@ -139,7 +139,7 @@ def compare(model: Path, texts: Sequence[Path], bits: Sequence[float], drift: In
                 begun = time.process_time()
                 files = one.fit(target)
                 seconds = time.process_time() - begun
-                one.save(files, Path(work) / "out", overwrite=True, begun=0.0)
+                prepared.save(files, Path(work) / "out", overwrite=True, begun=0.0)
                 found, perplexity = scored(f"{work}/out", original, held_out)
                 base = found if base is None or name == "as they are" else base
                 print(

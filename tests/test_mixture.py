@@ -17,7 +17,7 @@ from trueaxis import turns as turns_module
 from trueaxis.journal import Journal
 from trueaxis.metric.listening import expert_hidden
 from trueaxis.metric.walking import shares_of
-from trueaxis.mixture import Mixture
+from trueaxis.mixture import Half, Mixture, foretold
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.preparation import Prepared, prepare
 from trueaxis.progress import silent
@@ -64,31 +64,49 @@ def _joined(mixture: Mixture, side: int, name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("expert", range(EXPERTS - 1))
-def test_targets_are_the_least_squares_ones(expert: int) -> None:
-    """Of what the expert of the original puts out, on what the compressed one reads at the tokens of the original."""
-    rng = np.random.default_rng(9)
-    mixture, weight = _mixture(rng), rng.standard_normal((4, WIDTH))
-    share = _joined(mixture, 0, shares_of("experts"))[:, expert, None].numpy()
-    x, other = (_joined(mixture, side, "experts") for side in (0, 1))
-    expected = np.linalg.lstsq(share * other.numpy(), share * x.numpy() @ weight.T, rcond=None)[0].T
-    shift = mixture.states(expert)
-    assert np.allclose(weight + weight @ shift.inputs, expected, atol=1e-6) and shift.stream is None
-
-    down = rng.standard_normal((WIDTH, CHANNELS))
-    h, own = (
-        expert_hidden(model, expert, read).detach().numpy()
-        for model, read in zip(mixture._models, (x, other), strict=True)
-    )
-    lost = (_joined(mixture, 0, "norm") - _joined(mixture, 1, "norm")).numpy()
-    expected = np.linalg.lstsq(share * own, share * (h @ down.T + 0.5 * lost), rcond=None)[0].T
-    shift = mixture.hidden(expert)
-    assert np.allclose(down + down @ shift.inputs + shift.stream, expected, atol=1e-6)
+def test_sums_are_those_of_the_tokens_of_the_original(expert: int) -> None:
+    """Weighed as there; and what the stream lost at these tokens."""
+    mixture = _mixture(np.random.default_rng(9))
+    share = _joined(mixture, 0, shares_of("experts"))[:, expert, None]
+    reads = [_joined(mixture, side, "experts") for side in (0, 1)]
+    hidden = [expert_hidden(model, expert, read) for model, read in zip(mixture._models, reads, strict=True)]
+    left = 0.5 * share * (_joined(mixture, 0, "norm") - _joined(mixture, 1, "norm"))
+    for (x, own), halves, stream in (
+        (reads, mixture._halves(expert, lambda model, states: states), None),
+        (hidden, mixture._halves(expert, lambda model, states: expert_hidden(model, expert, states), "norm"), left),
+    ):
+        lost = share * (x - own) if stream is None else torch.cat([share * (x - own), stream], dim=1)
+        assert torch.allclose(halves[0].cross + halves[1].cross, lost.T @ (share * own))
+        assert torch.allclose(halves[0].own + halves[1].own, (share * own).T @ (share * own))
+        assert all(bool(half.own.any()) for half in halves)
 
 
-def test_an_expert_without_tokens_aims_at_itself() -> None:
+def _halves_of(truth: np.ndarray, noise: float, tokens: int, seed: int = 1) -> list[Half]:
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(2):
+        x = rng.standard_normal((tokens, truth.shape[1]))
+        lost = x @ truth.T + noise * rng.standard_normal((tokens, len(truth)))
+        found.append(Half(torch.from_numpy(lost.T @ x), torch.from_numpy(x.T @ x)))
+    return found
+
+
+def test_what_halves_agree_on_is_believed() -> None:
+    truth = 0.1 * np.random.default_rng(0).standard_normal((30, 20))
+    assert np.allclose(foretold(_halves_of(truth, 0.0, 50), 1e-12), truth)
+    assert np.abs(foretold(_halves_of(0 * truth, 1.0, 30), 1e-12)).max() < 0.1
+    halves = _halves_of(truth, 1.0, 100)  # noise in the estimate is as large as what is true
+    cross, own = (sum(parts).numpy() for parts in zip(*halves, strict=True))
+    plain, found = np.linalg.solve(own, cross.T).T, foretold(halves, 1e-12)
+    assert np.linalg.norm(found - truth) < min(0.9 * np.linalg.norm(truth), 0.9 * np.linalg.norm(plain - truth))
+
+
+def test_an_expert_without_tokens_moves_as_its_layer_does() -> None:
     mixture = _mixture(np.random.default_rng(9), damping=0.01)
-    for shift in (mixture.states(EXPERTS - 1), mixture.hidden(EXPERTS - 1)):
-        assert not shift.inputs.any() and (shift.stream is None or not shift.stream.any())
+    assert mixture.pooled.any()
+    assert np.array_equal(mixture.states(EXPERTS - 1).inputs, mixture.pooled.numpy())
+    shift = mixture.hidden(EXPERTS - 1)
+    assert shift.stream is not None
+    assert not shift.inputs.any() and not shift.stream.any()
 
 
 def _prepared(case: str, folder: Path, target_bits: float, threads: int = 1) -> tuple[Prepared, int]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -130,6 +130,11 @@ def _place(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
+def _added(jobs: Sequence[Job]) -> bool:
+    """Whether all that these matrices put out is added to the residual stream."""
+    return all(job.weight.writes == "residual" for job in jobs)
+
+
 class Turns:
     """Call it with the bytes to aim at for files of about that size.
 
@@ -192,11 +197,11 @@ class Turns:
         ]
         for index, inside in enumerate(self._places.inside):
             modules = {module: space for space, module in inside.spaces.items()}
-            norms = self._norms(blocks[index], inside.spaces)
+            streams = self._streams(blocks[index], inside.spaces)
             experts = {module: name for name, module in inside.experts.items()}
-            asked = {*modules, *norms}
+            asked = {*modules, *streams}
             with first.block(index, asked, experts), other.block(index, asked, experts):
-                self._through(modules, norms, experts)
+                self._through(modules, streams, experts)
                 self._over(other.passed)
             self._course.progress("drift", index + 1, len(blocks) + 1)
         if "head" in self._by_space:
@@ -211,20 +216,23 @@ class Turns:
         self._fixed = 8.0 * files.file_bytes - sum(map(self._bits, self._found.values()))
         return files
 
-    def _norms(self, block: str, spaces: Iterable[str]) -> set[str]:
-        """Norms of a block that read the residual stream while matrices are added to it as they are: modules."""
+    def _streams(self, block: str, spaces: Mapping[str, str]) -> set[str]:
+        """Modules of a block that read the residual stream while matrices are added to it as they are: norms before
+        sublayers, or what reads the stream itself where norms stand after the addition."""
         family = family_of(self._course.checkpoint.config)
-        if family is None or family.norms.placement != "pre" or self._stage.stream == 0:
+        if family is None or family.norms.placement == "sandwich" or self._stage.stream == 0:
             return set()
-        jobs = [job for space in spaces for job in self._by_space.get(space, [])]
-        stored = {job.weight.norm.rpartition(".")[0] for job in jobs if job.weight.norm is not None}
+        jobs = {module: self._by_space.get(space, []) for space, module in spaces.items()}
+        if family.norms.placement == "post":
+            return {module for module, found in jobs.items() if found and not _added(found)}
+        norms = {job.weight.norm for found in jobs.values() for job in found if job.weight.norm is not None}
         number = block.rpartition(".")[2]  # old files name what comes before it otherwise
-        return {f"{block}.{name.partition(f'.{number}.')[2]}" for name in stored}
+        return {f"{block}.{name.rpartition('.')[0].partition(f'.{number}.')[2]}" for name in norms}
 
-    def _through(self, modules: Mapping[str, str], norms: Collection[str], experts: Mapping[str, str]) -> None:
+    def _through(self, modules: Mapping[str, str], streams: Collection[str], experts: Mapping[str, str]) -> None:
         """Takes the original through a block, and quantizes what reads its modules, in their order.
 
-        What the norm before them read is the stream that matrices are added to.
+        What the latest of `streams` read is what matrices after it are added to.
         """
         scratch = self._course.checkpoint.scratch
 
@@ -233,14 +241,15 @@ class Turns:
 
         heard = self._over(passed)
         self._walks[1].last = self._walks[0].last
-        stream = None
+        stream = taken = None  # a shared expert runs before the others, and makes up for what it can
         for module in heard[0]:
-            if module in norms:
+            if module in streams:
                 stream = module
-            elif module in experts:
-                self._apart(experts[module], module, stream, heard)
+            if module in experts:
+                self._apart(experts[module], module, None if taken == stream else stream, heard)
             elif jobs := self._by_space.get(modules.get(module, "")):
-                added = stream if all(job.weight.writes == "residual" for job in jobs) else None
+                added = stream if _added(jobs) else None
+                taken = added or taken
                 self._round(jobs, lambda: self._shift(module, added, heard))  # noqa: B023
 
     def _over(self, work: Callable[[int], R]) -> list[R]:
