@@ -57,7 +57,7 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
 def test_the_stream_of_norms_after_the_addition(tmp_path: Path) -> None:
     """There it is what a sublayer reads itself."""
     build(CASES["opt, post-norm"]).save_pretrained(tmp_path / "model")
-    tokens = save_tokens(tmp_path, 96, sequences=128)
+    tokens = save_tokens(tmp_path / "tokens.npy", 96, sequences=128)
     target = Checkpoint.open(tmp_path / "model").bytes_at(6.0)
     prepared, found = _prepared(tmp_path / "model", tokens, target, TURNS), {}
     unseen = np.random.default_rng(4).integers(0, 96, (96, 32))

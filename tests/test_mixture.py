@@ -96,7 +96,7 @@ def test_what_halves_agree_on_is_believed() -> None:
     assert np.allclose(foretold(_halves_of(truth, 0.0, 50), 1e-12), truth)
     assert np.abs(foretold(_halves_of(0 * truth, 1.0, 30), 1e-12)).max() < 0.1
     halves = _halves_of(truth, 1.0, 100)  # noise in the estimate is as large as what is true
-    cross, own = (sum(parts).numpy() for parts in zip(*halves, strict=True))
+    cross, own = ((one + other).numpy() for one, other in zip(*halves, strict=True))
     plain, found = np.linalg.solve(own, cross.T).T, foretold(halves, 1e-12)
     assert np.linalg.norm(found - truth) < min(0.9 * np.linalg.norm(truth), 0.9 * np.linalg.norm(plain - truth))
 
