@@ -1,6 +1,7 @@
 """Decoding on a GPU in weights per second, beside copies of the decoded size; and generation by every form of weights.
 
-    python benchmarks/gpu.py [--bits 2 3 4] [--matrices 32] [--size 4096] [--runs 5] [--layers 22] [--tokens 16]
+    python benchmarks/gpu.py [--bits 2 3 4] [--matrices 32] [--size 4096] [--runs 5]
+                             [--layers 22] [--tokens 16] [--batches 1 16] [--forms …]
 
 Decoding: Gaussian weights, rows and columns of spread scales, one matrix coded per rate; every matrix of a launch is a
 copy of its bytes in memory of its own, and is decoded into memory of its own. `streams` decodes them, `places` puts
@@ -116,10 +117,12 @@ def copying(matrices: int, size: int, runs: int) -> float:
     return best
 
 
-def make(directory: Path, layers: int) -> None:
-    """Writes `original`, and `compressed, strips cpu` and `gpu`, below a directory."""
+def make(directory: Path, layers: int, forms: list[str]) -> None:
+    """Writes `original`, and `compressed, strips cpu` and `gpu` as forms need them, below a directory."""
     make_original(directory, layers)
-    for strips in CHAINS:
+    needed = {"cpu"} if "compressed, strips cpu" in forms else set()
+    needed |= {"gpu"} if set(forms) - {"original", "compressed, strips cpu"} else set()
+    for strips in sorted(needed):
         begun = time.perf_counter()
         report = trueaxis.compress(
             directory / "original", directory / f"compressed, strips {strips}", bits=4,
@@ -179,8 +182,8 @@ def measure(form: str, directory: Path, tokens: int, runs: int, batches: list[in
 
 def generation(directory: Path, options: argparse.Namespace) -> None:
     """Every form, in a process of its own."""
-    make(directory, options.layers)
-    for form in FORMS:
+    make(directory, options.layers, options.forms)
+    for form in options.forms:
         command = [sys.executable, __file__, "--form", form, "--directory", str(directory)]
         command += ["--tokens", str(options.tokens), "--runs", str(options.runs)]
         command += ["--batches", *map(str, options.batches)]
@@ -204,6 +207,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=22, help="of the model that generates; 0 for none")
     parser.add_argument("--tokens", type=int, default=16)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--forms", choices=FORMS, nargs="+", default=list(FORMS), help="of weights, that generate")
     parser.add_argument("--form", choices=FORMS, help="measure one form of what --directory holds")
     parser.add_argument("--directory", type=Path)
     options = parser.parse_args()

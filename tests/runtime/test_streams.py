@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from forge import dismantle, forge, residual_fields, residual_payload
 from trueaxis.record import Record
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.deferred import Deferred
-from trueaxis.runtime.held import HeldDecoder
+from trueaxis.runtime.held import Filling, HeldDecoder
 from trueaxis.runtime.planes import bits_of
 from trueaxis.types import TrueaxisError
 
@@ -50,6 +52,42 @@ def test_logits_and_generation_are_those_of_the_dense_model(directory: str, requ
     assert (coded.device, coded.dtype, coded.num_parameters()) == (dense.device, dense.dtype, dense.num_parameters())
     tied = coded.config.tie_word_embeddings
     assert (coded.lm_head.weight is coded.model.embed_tokens.weight) == tied
+
+
+def test_memory_goes_with_the_last_reference(compressed_llama: Path) -> None:
+    coded = trueaxis.load(compressed_llama, resident="compressed")
+    with torch.inference_mode():
+        coded(IDS)
+    left = weakref.ref(coded.streams)
+    gc.disable()
+    try:
+        del coded
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_a_device_that_is_only_told_needs_no_other_thread(
+    compressed_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, coded = trueaxis.load(compressed_llama), trueaxis.load(compressed_llama, resident="compressed")
+    threads: list[str] = []
+    fill = Filling.__call__
+
+    def noted(filling: Filling) -> None:
+        threads.append(threading.current_thread().name)
+        fill(filling)
+
+    monkeypatch.setattr(Filling, "is_queued", True)
+    monkeypatch.setattr(Filling, "__call__", noted)
+    with torch.inference_mode():
+        for _ in range(3):
+            assert torch.equal(coded(IDS).logits, dense(IDS).logits)
+    here = threading.current_thread().name
+    first = [name for name in threads if name != here]
+    assert all(name.startswith("trueaxis-decode") for name in first)
+    assert threads[: len(first)] == first  # whatever is decoded for the first time
+    assert len(threads) > 2 * len(first)
 
 
 # Stacked experts, fused matrices, transposed ones with reflections, layers outside of lists, two stacks of layers.

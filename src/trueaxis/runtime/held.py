@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -22,6 +22,24 @@ from trueaxis.runtime.matrices import Matrix
 from trueaxis.types import FormatError
 
 OWN_BITS = {torch.float32: torch.float32, torch.bfloat16: torch.uint16}  # what the core writes, by dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Filling:
+    """Tensors to be decoded into memory, whenever it is called.
+
+    Attributes:
+        decoder: Decodes them.
+        wanted: Names, and where each goes.
+        is_queued: Whether a call returns before the work is done, by a device that does it.
+    """
+
+    decoder: HeldDecoder
+    wanted: Sequence[tuple[str, torch.Tensor]]
+    is_queued: ClassVar[bool] = False
+
+    def __call__(self) -> None:
+        self.decoder.fill_all(self.wanted)
 
 
 class HeldDecoder(Decoder):
@@ -114,6 +132,10 @@ class HeldDecoder(Decoder):
                 self.fill(name, out)
             else:
                 out.copy_(self.tensor(name, out.dtype))
+
+    def filling(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> Filling:
+        """What does `fill_all` again and again, always into the same memory."""
+        return Filling(self, wanted)
 
     @contextmanager
     def ahead(self, after: Any) -> Iterator[None]:

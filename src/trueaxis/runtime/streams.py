@@ -1,7 +1,7 @@
 """Streams: a model whose weights stay coded in memory and are decoded block by block while it runs.
 
     block i runs            its weights are views of one of two buffers
-    block i + 1 decodes     on another thread, on a GPU on another stream, into the other buffer
+    block i + 1 decodes     on another thread, or by a GPU on another stream, into the other buffer
     anywhere else           a weight is a `Deferred`: shape and dtype, no memory
 
 Blocks are the members of the model's topmost lists of modules, and every embedding or linear layer outside of them that
@@ -12,8 +12,8 @@ bit; memory is that of the file, of what is small or stored exactly, and of two 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,12 +33,13 @@ class Block:
 
     Attributes:
         name: Of its module.
-        places: (module, attribute, weight) of every coded weight.
+        places: (module, attribute, weight) of every coded weight. Modules know the streams, which must not keep them
+            alive in turn: memory is to go with the last reference to a model.
         follower: The block that ran after it the last time.
     """
 
     name: str
-    places: list[tuple[nn.Module, str, Deferred]]
+    places: list[tuple[weakref.ref[nn.Module], str, Deferred]]
     follower: Block | None = field(default=None, repr=False)
 
     def layout(self) -> list[tuple[Deferred, int]]:
@@ -50,6 +51,13 @@ class Block:
                 end += -(-weight.numel() * weight.element_size() // ALIGNMENT) * ALIGNMENT
         return list(starts.values())
 
+    def put(self, weights: Mapping[int, torch.Tensor]) -> None:
+        """Gives its modules their weights, by origin; without one, they are coded again."""
+        for module, attribute, weight in self.places:
+            owner = module()
+            if owner is not None:
+                owner._parameters[attribute] = weights.get(id(weight.origin), weight)  # type: ignore[assignment]
+
     @property
     def size_bytes(self) -> int:
         """Of its decoded weights."""
@@ -58,13 +66,53 @@ class Block:
 
 
 @dataclass(eq=False)
+class Filling:
+    """Weights of a block in one of the buffers.
+
+    Attributes:
+        weights: By their origin.
+        made: Those that the loader's own operations make, and of what.
+        read: Decodes the others.
+    """
+
+    weights: dict[int, torch.Tensor]
+    made: list[tuple[Step, torch.Tensor]]
+    read: Any
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the device does it all, so that nothing is won by another thread."""
+        return self.read.is_queued and not self.made
+
+
+class _Here(Executor):
+    """Does at once what it is given."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        found: Future[Any] = Future()
+        try:
+            found.set_result(fn(*args, **kwargs))
+        except BaseException as error:
+            found.set_exception(error)
+        return found
+
+
+@dataclass(eq=False)
 class Slot:
-    """One of the two buffers, and what is, or is being, decoded into it."""
+    """One of the two buffers, and what is, or is being, decoded into it.
+
+    Attributes:
+        left: Mark of the decoder: the block before has run.
+        block: Whose weights they are.
+        decoded: The weights by their origin, and the mark of when they are there.
+        fillings: Of every block that was in it.
+    """
 
     buffer: torch.Tensor
-    left: Any  # mark of the decoder: the block before has run
+    left: Any
     block: Block | None = None
     decoded: Future[tuple[dict[int, torch.Tensor], Any]] | None = None
+    fillings: dict[Block, Filling] = field(default_factory=dict)
 
 
 class Streams(nn.Module):
@@ -103,8 +151,9 @@ class Streams(nn.Module):
             module = modules[block.name]
             module.register_forward_pre_hook(_before(self, block), with_kwargs=True)
             module.register_forward_hook(_after(self, block), always_call=True)
-            for owner, _, _ in block.places:
-                owner.register_state_dict_post_hook(_in_state(self))
+            for owner in dict.fromkeys(owner() for owner, _, _ in block.places):
+                if owner is not None:
+                    owner.register_state_dict_post_hook(_in_state(self))
         model._modules = {"streams": self, **model._modules}  # first: refuses before anything has changed
 
     def enter(self, block: Block, arguments: Any) -> None:
@@ -123,8 +172,7 @@ class Streams(nn.Module):
             slot.block = None
             raise
         self._decoder.join(ready)
-        for owner, attribute, weight in block.places:
-            owner._parameters[attribute] = weights[id(weight.origin)]  # type: ignore[assignment]
+        block.put(weights)
         if self._latest is not None:
             self._latest.follower = block
         self._running = self._latest = block
@@ -136,8 +184,7 @@ class Streams(nn.Module):
         if self._running is block:
             self._running = None
             self._slot_of(block).left = self._decoder.mark()
-            for owner, attribute, weight in block.places:
-                owner._parameters[attribute] = weight  # type: ignore[assignment]
+            block.put({})
 
     def _slot_of(self, block: Block) -> Slot:
         """Where a block is decoded, or will be: the buffer of neither the one that runs nor the one that ran last."""
@@ -146,23 +193,37 @@ class Streams(nn.Module):
                 return slot
         kept = (self._running, self._latest)
         slot = next((slot for slot in self._slots if slot.block is None or slot.block not in kept), self._slots[0])
-        slot.block, slot.decoded = block, self._worker.submit(self._decode, block, slot.buffer, slot.left)
+        slot.block, slot.decoded = block, self._executor(block, slot).submit(self._decode, block, slot, slot.left)
         return slot
 
-    def _decode(self, block: Block, buffer: torch.Tensor, after: Any) -> tuple[dict[int, torch.Tensor], Any]:
+    def _executor(self, block: Block, slot: Slot) -> Executor:
+        """Who decodes: the other thread, or, where a device only has to be told, this one, once the other is done."""
+        if block not in slot.fillings or not slot.fillings[block].is_queued:
+            return self._worker
+        wait([one.decoded for one in self._slots if one.decoded is not None])
+        return _Here()
+
+    def _decode(self, block: Block, slot: Slot, after: Any) -> tuple[dict[int, torch.Tensor], Any]:
         """Weights of a block by their origin, and the mark of when they are there."""
-        weights, wanted = {}, []
         with self._decoder.ahead(after):
-            for weight, start in block.layout():
-                end = start + weight.numel() * weight.element_size()
-                view = buffer[start:end].view(weight.dtype).view(weight.shape)
-                weights[id(weight.origin)] = view
-                if isinstance(weight.origin, Source):
-                    wanted.append((weight.origin.name, view))
-                else:
-                    view.copy_(self._value(weight.origin))
-            self._decoder.fill_all(wanted)
-            return weights, self._decoder.mark()
+            if block not in slot.fillings:
+                slot.fillings[block] = self._filling(block, slot.buffer)
+            filling = slot.fillings[block]
+            for origin, view in filling.made:
+                view.copy_(self._value(origin))
+            filling.read()
+            return filling.weights, self._decoder.mark()
+
+    def _filling(self, block: Block, buffer: torch.Tensor) -> Filling:
+        weights, wanted, made = {}, [], []
+        for weight, start in block.layout():
+            end = start + weight.numel() * weight.element_size()
+            view = weights[id(weight.origin)] = buffer[start:end].view(weight.dtype).view(weight.shape)
+            if isinstance(weight.origin, Source):
+                wanted.append((weight.origin.name, view))
+            else:
+                made.append((weight.origin, view))
+        return Filling(weights, made, self._decoder.filling(wanted))
 
     def _value(self, origin: Source | Step) -> torch.Tensor:
         read: dict[str, torch.Tensor] = {}  # one that is split is decoded once
@@ -251,7 +312,7 @@ def _blocks(model: nn.Module) -> Iterator[Block]:
         if name.startswith(inside):
             continue
         places = [
-            (owner, attribute, weight)
+            (weakref.ref(owner), attribute, weight)
             for owner in (module.modules() if name in members else [module])
             for attribute, weight in owner._parameters.items()
             if isinstance(weight, Deferred)

@@ -9,9 +9,11 @@ Every stream's status is looked at the first time a plan runs; the bytes in memo
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +22,8 @@ from trueaxis.record import RecordType
 from trueaxis.runtime.decode import check_finite, is_bounded
 from trueaxis.runtime.gpu.launch import Placed, decode, new_scratch, place, told
 from trueaxis.runtime.gpu.plan import Coded, Described, DeviceTables, Plan, Work
-from trueaxis.runtime.held import HeldDecoder
+from trueaxis.runtime.gpu.recorded import Recorded
+from trueaxis.runtime.held import Filling, HeldDecoder
 from trueaxis.types import FormatError
 
 MOST_SCRATCH = 1 << 27  # bytes, unless one matrix needs more
@@ -93,10 +96,23 @@ class GpuDecoder(HeldDecoder):
         for name, out in wanted:
             if not self._is_plain(name):
                 out.copy_(super().tensor(name, out.dtype))
-        for wide in (False, True):
-            some = [(name, out) for name, out in wanted if self._is_plain(name) and (out.dtype != DIRECT[0]) == wide]
-            for wave in self._waves(some, wide):
-                self._run(wave, wide, describe)
+        for wave, wide in self._waves([(name, out) for name, out in wanted if self._is_plain(name)]):
+            self._run(wave, wide, describe)
+
+    def filling(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> Filling | Recorded:
+        """As of a `HeldDecoder`, recorded where the device does all of it, without a look at the values."""
+        own = [(self.alias(name) or name, out) for name, out in wanted]
+        if not all(self._is_plain(name) and self._is_bounded(name) and out.dtype in DIRECT for name, out in own):
+            return super().filling(wanted)
+        launches = [
+            self._prepared(tuple(name for name, _ in wave), wide, described).launching(dict(wave))
+            for wave, wide in self._waves(own)
+        ]
+        return Recorded(launches, self._graph_pool)
+
+    @cached_property
+    def _graph_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
 
     def fine_grid(self, name: str) -> torch.Tensor:
         """As of a `HeldDecoder`, on the device."""
@@ -143,32 +159,33 @@ class GpuDecoder(HeldDecoder):
         for key, lanes, ranges in layout:
             self._work[key] = [Work(next(spans), lanes, one) for one in ranges]
 
-    def _waves(self, wanted: Sequence[tuple[str, torch.Tensor]], wide: bool) -> list[list[tuple[str, torch.Tensor]]]:
-        """Tensors that are decoded together: as many as the scratch holds."""
-        waves: list[list[tuple[str, torch.Tensor]]] = []
-        left = 0
-        for name, out in wanted:
-            size = out.numel() * (4 if wide else 2)
-            if not waves or size > left:
-                waves.append([])
-                left = MOST_SCRATCH
-            waves[-1].append((name, out))
-            left -= size
+    def _is_bounded(self, name: str) -> bool:
+        return all(map(is_bounded, self._parsed[name]))
+
+    def _waves(self, wanted: Sequence[tuple[str, torch.Tensor]]) -> list[tuple[list[tuple[str, torch.Tensor]], bool]]:
+        """Tensors that are decoded together, as many as the scratch holds, and whether as float32."""
+        waves: list[tuple[list[tuple[str, torch.Tensor]], bool]] = []
+        for wide in (False, True):
+            left = -1
+            for name, out in wanted:
+                if (out.dtype != DIRECT[0]) != wide:
+                    continue
+                size = out.numel() * (4 if wide else 2)
+                if left < size:
+                    waves.append(([], wide))
+                    left = MOST_SCRATCH
+                waves[-1][0].append((name, out))
+                left -= size
         return waves
 
     def _run(self, wanted: Sequence[tuple[str, torch.Tensor]], wide: bool, describe: Describe) -> None:
         prepared = self._prepared(tuple(name for name, _ in wanted), wide, describe)
         targets = [out if out.dtype in DIRECT else torch.empty_like(out, dtype=torch.float32) for _, out in wanted]
-        scratch = new_scratch(prepared.plan)
-        statuses = torch.empty(len(prepared.plan.order), dtype=torch.int32, device=self.device)
-        decode(prepared.plan, self._coded, scratch, statuses)
-        prepared.place(scratch, dict(zip((name for name, _ in wanted), targets, strict=True)))
-        if not prepared.is_checked:
-            prepared.check(statuses)
+        prepared.launching(dict(zip((name for name, _ in wanted), targets, strict=True)))()
         for (name, out), target in zip(wanted, targets, strict=True):
             if target is not out:
                 out.copy_(target)
-            if not all(map(is_bounded, self._parsed[name])):
+            if not self._is_bounded(name):
                 check_finite(name, out)
 
     def _prepared(self, names: tuple[str, ...], wide: bool, describe: Describe) -> _Prepared:
@@ -213,21 +230,27 @@ class _Prepared:
     """A plan, and the tensors that its matrices belong to."""
 
     def __init__(self, decoder: GpuDecoder, plan: Plan, work: Sequence[Work], members: Sequence[Member]) -> None:
-        self.plan, self.is_checked = plan, False
+        self._plan, self._coded, self._is_checked = plan, decoder._coded, False
         self._names = [members[work[number].ranges[0][0]][0] for number in plan.order]
         self._members = list(members)
         self._transposed = [decoder._parsed[name][index].transposed for name, index in members]
-        self._placed: dict[tuple[int, ...], list[Placed]] = {}
 
-    def place(self, scratch: torch.Tensor, outs: dict[str, torch.Tensor]) -> None:
-        """Puts the matrices of these tensors where they belong."""
-        key = tuple(out.data_ptr() for out in outs.values())
-        if key not in self._placed:
-            if len(self._placed) > 1:  # two buffers take turns
-                self._placed.clear()
-            self._placed[key] = self._placings(outs)
-        for one in self._placed[key]:
-            place(self.plan, scratch, one)
+    def launching(self, outs: dict[str, torch.Tensor]) -> Callable[[], None]:
+        """What decodes these tensors of the plan to where they belong.
+
+        Raises:
+            FormatError: When it is called for the first time: a stream is damaged.
+        """
+        return partial(self._launch, self._placings(outs))
+
+    def _launch(self, placings: Sequence[Placed]) -> None:
+        scratch = new_scratch(self._plan)
+        statuses = torch.empty(len(self._plan.order), dtype=torch.int32, device=self._plan.device)
+        decode(self._plan, self._coded, scratch, statuses)
+        for one in placings:
+            place(self._plan, scratch, one)
+        if not self._is_checked:
+            self._check(statuses)
 
     def _placings(self, outs: dict[str, torch.Tensor]) -> list[Placed]:
         found = []
@@ -238,16 +261,11 @@ class _Prepared:
                 if name in outs and self._transposed[number] == transposed
             ]
             if chosen:
-                found.append(Placed.on(self.plan, chosen, transposed))
+                found.append(Placed.on(self._plan, chosen, transposed))
         return found
 
-    def check(self, statuses: torch.Tensor) -> None:
-        """Waits for the statuses of all streams.
-
-        Raises:
-            FormatError: One is not zero.
-        """
+    def _check(self, statuses: torch.Tensor) -> None:
         for name, status in zip(self._names, statuses.tolist(), strict=True):
             if status:
                 raise FormatError(f"{name}: stream: {told(status)}; the file is damaged")
-        self.is_checked = True
+        self._is_checked = True
