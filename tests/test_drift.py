@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 import trueaxis
+from checkpoints import save_tokens
+from families import CASES, build
 from trueaxis import _core
 from trueaxis.assemble import count_symbols
 from trueaxis.entropy.model import first_tables
@@ -50,6 +52,21 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
         found[name] = trueaxis.evaluate(tmp_path / name, tokens=unseen, reference=tiny_llama).kl_nats
     assert found["inputs"] < 0.9 * found["none"]
     assert found["stream"] < 0.9 * found["none"]
+
+
+def test_the_stream_of_norms_after_the_addition(tmp_path: Path) -> None:
+    """There it is what a sublayer reads itself."""
+    build(CASES["opt, post-norm"]).save_pretrained(tmp_path / "model")
+    tokens = save_tokens(tmp_path / "tokens.npy", 96, sequences=128)
+    target = Checkpoint.open(tmp_path / "model").bytes_at(6.0)
+    prepared, found = _prepared(tmp_path / "model", tokens, target, TURNS), {}
+    unseen = np.random.default_rng(4).integers(0, 96, (96, 32))
+    for stream in (0.0, 0.5):
+        one = replace(prepared, recipe=replace(TURNS, drift=InTurn(4096, stream=stream)))
+        one.save(one.fit(target), tmp_path / f"{stream}", overwrite=False, begun=0.0)
+        scores = trueaxis.evaluate(tmp_path / f"{stream}", tokens=unseen, reference=tmp_path / "model")
+        found[stream] = scores.kl_nats
+    assert found[0.5] < found[0.0]
 
 
 def test_one_sequence_of_text_is_enough(tiny_llama: Path, tmp_path: Path) -> None:

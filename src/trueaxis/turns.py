@@ -13,9 +13,9 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,8 +27,9 @@ from trueaxis.engine import Local
 from trueaxis.entropy.model import Tables, fit_tables
 from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.entropy.stream import segment
-from trueaxis.journal import NoJournal
-from trueaxis.metric.walking import Walk
+from trueaxis.journal import Entry, NoJournal
+from trueaxis.metric.walking import Walk, shares_of
+from trueaxis.mixture import Mixture, Shift, solved
 from trueaxis.model.architecture import locate, submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import family_of
@@ -129,16 +130,9 @@ def _place(name: str) -> str:
     return re.sub(r"\d+", "", name)
 
 
-class Shift(NamedTuple):
-    """Targets W + W · inputs + stream.
-
-    Attributes:
-        inputs: (C − H̃) (H̃ + δI)⁻¹ [n, n].
-        stream: As much again of what the residual stream has lost [d, n], or None.
-    """
-
-    inputs: Array
-    stream: Array | None
+def _added(jobs: Sequence[Job]) -> bool:
+    """Whether all that these matrices put out is added to the residual stream."""
+    return all(job.weight.writes == "residual" for job in jobs)
 
 
 class Turns:
@@ -179,12 +173,14 @@ class Turns:
             self._put(self.original, job, job.aligned.weight)
         self._by_space: dict[str, list[Job]] = {}
         self._at_once: list[Job] = []
-        heard = {space for inside in places.inside for space in inside.spaces}
+        heard = {name for inside in places.inside for name in (*inside.spaces, *inside.experts)}
         for job in course.jobs:
+            space = str(job.weight.space)
+            owner = space if job.weight.pool is None else job.weight.pool.rpartition(".")[0]
             if job.weight.role == "head":
                 self._by_space.setdefault("head", []).append(job)
-            elif job.weight.space in heard and job.weight.pool is None:
-                self._by_space.setdefault(str(job.weight.space), []).append(job)
+            elif owner in heard:
+                self._by_space.setdefault(space, []).append(job)
             else:
                 self._at_once.append(job)
 
@@ -201,14 +197,16 @@ class Turns:
         ]
         for index, inside in enumerate(self._places.inside):
             modules = {module: space for space, module in inside.spaces.items()}
-            norms = set() if inside.experts else self._norms(blocks[index], inside.spaces)
-            with first.block(index, {*modules, *norms}), other.block(index, {*modules, *norms}):
-                self._through(modules, norms)
+            streams = self._streams(blocks[index], inside.spaces)
+            experts = {module: name for name, module in inside.experts.items()}
+            asked = {*modules, *streams}
+            with first.block(index, asked, experts), other.block(index, asked, experts):
+                self._through(modules, streams, experts)
                 self._over(other.passed)
             self._course.progress("drift", index + 1, len(blocks) + 1)
         if "head" in self._by_space:
             with first.finish(head), other.finish(head):
-                self._through({head: "head"}, set())
+                self._through({head: "head"}, set(), {})
         self._made += 1
         matrices = [(job.coded, self._found[job.coded.name]) for job in self._course.jobs]
         counts = sum((count_symbols([matrix]) for _, matrix in matrices), start=count_symbols([]))
@@ -218,20 +216,23 @@ class Turns:
         self._fixed = 8.0 * files.file_bytes - sum(map(self._bits, self._found.values()))
         return files
 
-    def _norms(self, block: str, spaces: Iterable[str]) -> set[str]:
-        """Norms of a block that read the residual stream while matrices are added to it as they are: modules."""
+    def _streams(self, block: str, spaces: Mapping[str, str]) -> set[str]:
+        """Modules of a block that read the residual stream while matrices are added to it as they are: norms before
+        sublayers, or what reads the stream itself where norms stand after the addition."""
         family = family_of(self._course.checkpoint.config)
-        if family is None or family.norms.placement != "pre" or self._stage.stream == 0:
+        if family is None or family.norms.placement == "sandwich" or self._stage.stream == 0:
             return set()
-        jobs = [job for space in spaces for job in self._by_space.get(space, [])]
-        stored = {job.weight.norm.rpartition(".")[0] for job in jobs if job.weight.norm is not None}
+        jobs = {module: self._by_space.get(space, []) for space, module in spaces.items()}
+        if family.norms.placement == "post":
+            return {module for module, found in jobs.items() if found and not _added(found)}
+        norms = {job.weight.norm for found in jobs.values() for job in found if job.weight.norm is not None}
         number = block.rpartition(".")[2]  # old files name what comes before it otherwise
-        return {f"{block}.{name.partition(f'.{number}.')[2]}" for name in stored}
+        return {f"{block}.{name.rpartition('.')[0].partition(f'.{number}.')[2]}" for name in norms}
 
-    def _through(self, modules: Mapping[str, str], norms: Collection[str]) -> None:
+    def _through(self, modules: Mapping[str, str], streams: Collection[str], experts: Mapping[str, str]) -> None:
         """Takes the original through a block, and quantizes what reads its modules, in their order.
 
-        What the norm before them read is the stream that matrices are added to.
+        What the latest of `streams` read is what matrices after it are added to.
         """
         scratch = self._course.checkpoint.scratch
 
@@ -240,17 +241,38 @@ class Turns:
 
         heard = self._over(passed)
         self._walks[1].last = self._walks[0].last
-        stream = None
+        stream = taken = None  # a shared expert runs before the others, and makes up for what it can
         for module in heard[0]:
-            if module in norms:
+            if module in streams:
                 stream = module
-            elif jobs := self._by_space.get(modules[module]):
-                added = stream if all(job.weight.writes == "residual" for job in jobs) else None
+            if module in experts:
+                self._apart(experts[module], module, None if taken == stream else stream, heard)
+            elif jobs := self._by_space.get(modules.get(module, "")):
+                added = stream if _added(jobs) else None
+                taken = added or taken
                 self._round(jobs, lambda: self._shift(module, added, heard))  # noqa: B023
 
     def _over(self, work: Callable[[int], R]) -> list[R]:
         """Results of all batches."""
         return ordered_map(work, range(len(self._batches)), self._course.threads)
+
+    def _apart(
+        self, experts: str, module: str, stream: str | None, heard: Sequence[Mapping[str, torch.Tensor]]
+    ) -> None:
+        """Quantizes the experts of a layer, each aimed at what it puts out for its own tokens."""
+        scratch = self._course.checkpoint.scratch
+
+        def until(number: int) -> dict[str, torch.Tensor]:
+            found = self._walks[1].until(number, module)
+            names = (module, shares_of(module), *([stream] if stream else []))
+            return {name: scratch.tensor(found[name]) for name in names}
+
+        damping, share = self._stage.damping, self._stage.stream
+        mixture = Mixture(self.original, self.drifted, module, heard, self._over(until), damping, stream, share)
+        for side, read in (("in", mixture.states), ("hidden", mixture.hidden)):
+            spaces = {f"{experts}.{index}.{side}": index for index in range(mixture.experts)}
+            groups = [jobs for space in spaces if (jobs := self._by_space.get(space))]
+            self._round_apart(groups, lambda jobs: read(spaces[str(jobs[0].weight.space)]))  # noqa: B023
 
     def _shift(self, module: str, stream: str | None, heard: Sequence[Mapping[str, torch.Tensor]]) -> Shift:
         """Where targets lie of what reads a module, and is added to the stream if one is named."""
@@ -265,36 +287,55 @@ class Turns:
         cross, own = torch.zeros(()), torch.zeros(())
         for one, other in ordered_stream(summed, range(len(self._batches)), self._course.threads):
             cross, own = cross + one, own + other
-        size = len(own)
-        own.diagonal().add_(max(self._stage.damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
-        found = torch.linalg.solve(own, cross, left=False).numpy()
-        return Shift(found[:size], None if stream is None else found[size:])
+        return solved(cross, own, self._stage.damping)
 
     def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
         """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""
-        c, journal = self._allowance.c, self._course.journal
-        keys = {job.coded.name: f"turn {self._course.name} {self._made} {c!r} {job.coded.name}" for job in jobs}
-        known = {name: journal.recall(key) for name, key in keys.items()}
+        c = self._allowance.c
+        known = {job.coded.name: self._course.journal.recall(self._key(job, c)) for job in jobs}
         found = None if shift is None or all(known.values()) else shift()
+        at_once = self._course.engine.side_by_side(self._course.threads)
+        rounded = ordered_map(lambda job: self._rounded(job, c, known[job.coded.name], found), jobs, at_once)
+        for job, (matrix, values) in zip(jobs, rounded, strict=True):
+            self._take(job, c, matrix, values)
 
-        def rounded(job: Job) -> tuple[Quantized, Array]:
-            if (entry := known[job.coded.name]) is not None:
-                return unpacked(entry.arrays, entry.facts)[0], entry.arrays["values"]
-            change = np.zeros((1, 1), np.float32) if found is None else _change(job, found)
-            plan = replace(job.plan, weight=job.plan.weight + change)
-            outcome = self._course.engine.call(quantize, plan, c, self._tables)
-            quantized = POOLINGS[type(self._course.coder)](self._course.coder, job.coded, outcome.quantized)
-            values = job.aligned.weight + change + outcome.errors
-            arrays, facts = packed(quantized, outcome.residuals)
-            journal.keep(keys[job.coded.name], {**arrays, "values": values}, facts)
-            return quantized, values
+    def _round_apart(self, groups: Sequence[Sequence[Job]], shift: Callable[[Sequence[Job]], Shift]) -> None:
+        """As `_round`, for groups that each have a shift of their own: groups side by side."""
+        c = self._allowance.c
+
+        def rounded(jobs: Sequence[Job]) -> list[tuple[Quantized, Array]]:
+            known = [self._course.journal.recall(self._key(job, c)) for job in jobs]
+            found = None if all(known) else shift(jobs)
+            return [self._rounded(job, c, entry, found) for job, entry in zip(jobs, known, strict=True)]
 
         at_once = self._course.engine.side_by_side(self._course.threads)
-        for job, (matrix, values) in zip(jobs, ordered_map(rounded, jobs, at_once), strict=True):
-            self._put(self.drifted, job, values)
-            matrix = replace(matrix, indices=self._course.checkpoint.scratch.hold(matrix.indices))
-            self._found[job.coded.name] = matrix
-            self._allowance.spend(job.coded.name, c, self._bits(matrix))
+        for jobs, results in zip(groups, ordered_stream(rounded, groups, at_once), strict=True):
+            for job, (matrix, values) in zip(jobs, results, strict=True):
+                self._take(job, c, matrix, values)
+
+    def _key(self, job: Job, c: float) -> str:
+        """Of a matrix in the journal."""
+        return f"turn {self._course.name} {self._made} {c!r} {job.coded.name}"
+
+    def _rounded(self, job: Job, c: float, entry: Entry | None, shift: Shift | None) -> tuple[Quantized, Array]:
+        """A matrix and its values, as the journal has them or new."""
+        if entry is not None:
+            return unpacked(entry.arrays, entry.facts)[0], entry.arrays["values"]
+        change = np.zeros((1, 1), np.float32) if shift is None else _change(job, shift)
+        plan = replace(job.plan, weight=job.plan.weight + change)
+        outcome = self._course.engine.call(quantize, plan, c, self._tables)
+        quantized = POOLINGS[type(self._course.coder)](self._course.coder, job.coded, outcome.quantized)
+        values = job.aligned.weight + change + outcome.errors
+        arrays, facts = packed(quantized, outcome.residuals)
+        self._course.journal.keep(self._key(job, c), {**arrays, "values": values}, facts)
+        return quantized, values
+
+    def _take(self, job: Job, c: float, matrix: Quantized, values: Array) -> None:
+        """Puts a matrix in its place, and counts it."""
+        self._put(self.drifted, job, values)
+        matrix = replace(matrix, indices=self._course.checkpoint.scratch.hold(matrix.indices))
+        self._found[job.coded.name] = matrix
+        self._allowance.spend(job.coded.name, c, self._bits(matrix))
 
     def _bits(self, matrix: Quantized) -> float:
         return _core.stream_bits(self._measure(matrix).coder, [segment(matrix)])

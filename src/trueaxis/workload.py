@@ -31,6 +31,7 @@ from trueaxis.types import Weight
 
 PASSES = 3
 PILOTS = 3
+EXPERT_SUMS = 10  # [n, n] in float64 while an expert's drift is corrected: two halves, what each and both say
 CHOSEN = 2  # experts that a token is taken to go to
 STAGES = ("calibrate", "gradients", "sensitivity", "prepare", "search", "drift", "write, verify")
 
@@ -281,9 +282,10 @@ def holding_of(extent: Extent, recipe: Recipe, tokens: int, threads: int, target
     if isinstance(recipe.drift, InTurn) and extent.blocks:
         read = min(tokens, recipe.drift.tokens)
         heard = 4.0 * read * sum(space.n * space.share for space in extent.spaces) / blocks
+        expert = EXPERT_SUMS * 8.0 * max((space.n**2 for space in extent.spaces if space.share < 1), default=0)
         found["drift"] = Holding(
             rounded + 2 * model + 2 * 4.0 * read * d + heard,
-            threads * (ran(DRIFT_BATCH, 0, False) + largest_sum) + 3 * matrix,
+            threads * max(ran(DRIFT_BATCH, 0, False) + largest_sum, expert) + 3 * matrix,
         )
     found["write, verify"] = Holding(rounded, threads * 3 * matrix + largest_sum)
     return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -140,14 +140,19 @@ def listening(model: Any, listeners: Listeners, hearing: Hearing) -> Iterator[No
                 sums[f"{name}.{side}"] = pool
 
 
-def _add_experts(module: Any, name: str, inputs: list[Any], hearing: Hearing) -> None:
-    """Add the tokens of one call of the experts of a layer.
+class Routed(NamedTuple):
+    """One call of the experts of a layer: hidden states [T, d], chosen experts [T, k], and their weights [T, k]."""
+
+    states: torch.Tensor
+    chosen: torch.Tensor
+    weights: torch.Tensor
+
+
+def routed(inputs: list[Any]) -> Routed:
+    """What the experts of a layer are called with.
 
     Args:
-        module: Holds gate_up_proj and down_proj, 3-D.
-        name: Of the experts, for spaces.
         inputs: Hidden states [..., d], chosen experts [T, k], and their weights [T, k] or [T, experts].
-        hearing: Added to.
     """
     tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
     chosen = next(value for value in tensors if not value.is_floating_point())
@@ -155,17 +160,28 @@ def _add_experts(module: Any, name: str, inputs: list[Any], hearing: Hearing) ->
     states = states.reshape(-1, states.shape[-1])
     chosen = chosen.reshape(states.shape[0], -1)
     weights = weights.reshape(states.shape[0], -1)
-    if weights.shape != chosen.shape:
-        weights = weights.gather(1, chosen)
+    return Routed(states, chosen, weights if weights.shape == chosen.shape else weights.gather(1, chosen))
+
+
+def _add_experts(module: Any, name: str, inputs: list[Any], hearing: Hearing) -> None:
+    """Add the tokens of one call of the experts of a layer.
+
+    Args:
+        module: Holds gate_up_proj and down_proj, 3-D.
+        name: Of the experts, for spaces.
+        inputs: As for `routed`.
+        hearing: Added to.
+    """
+    states, chosen, weights = routed(inputs)
     for index in range(module.gate_up_proj.shape[0]):
         tokens, ranks = torch.where(chosen == index)
         share, read = weights[tokens, ranks, None], states[tokens]
         hearing.add(f"{name}.{index}.in", share * read)
-        hearing.add(f"{name}.{index}.hidden", share * _hidden(module, index, read))
+        hearing.add(f"{name}.{index}.hidden", share * expert_hidden(module, index, read))
 
 
-def _hidden(module: Any, index: int, states: torch.Tensor) -> torch.Tensor:
-    """What the second matrix of an expert reads."""
+def expert_hidden(module: Any, index: int, states: torch.Tensor) -> torch.Tensor:
+    """What the second matrix of an expert reads [T, n], of what its first one reads [T, d]."""
     matrix = module.gate_up_proj[index]
     joined = states @ (matrix if getattr(module, "is_transposed", False) else matrix.T)
     if getattr(module, "has_bias", False):

@@ -16,9 +16,15 @@ from typing import Any
 
 import torch
 
+from trueaxis.metric.listening import routed
 from trueaxis.metric.running import Steps, StoppedError
 from trueaxis.model.architecture import submodule
 from trueaxis.scratch import NO_SCRATCH, NoScratch
+
+
+def shares_of(experts: str) -> str:
+    """Name under which a walk tells the weights of experts [tokens, experts]: 0 where a token goes elsewhere."""
+    return f"{experts} shares"
 
 
 class Walk:
@@ -46,13 +52,21 @@ class Walk:
         self._kept: dict[tuple[str, int], torch.Tensor] = {}
 
     @contextmanager
-    def block(self, index: int, modules: Collection[str]) -> Iterator[None]:
-        """While the context lasts, that block is the one to ask about, and these are its modules of interest."""
+    def block(self, index: int, modules: Collection[str], experts: Collection[str] = ()) -> Iterator[None]:
+        """While the context lasts, that block is the one to ask about, and these are its modules of interest.
+
+        Modules of experts tell what they get [tokens, d], and under `shares_of` what of each expert's output counts.
+        """
         around: dict[str, list[str]] = {}
         for module in modules:
             around.setdefault(module.rpartition(".")[0], []).append(module)
         around.pop(self._blocks[index], None)
-        with self._hearing(modules), self._standing_in(around), self._steps.block(index) as self._run:
+        with (
+            self._hearing(modules),
+            self._hearing_experts(experts),
+            self._standing_in(around),
+            self._steps.block(index) as self._run,
+        ):
             yield
         self._kept.clear()
 
@@ -97,6 +111,26 @@ class Walk:
 
             handles.append(submodule(self._model, module).register_forward_pre_hook(hear))
             handles.append(submodule(self._model, module).register_forward_hook(tell))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _hearing_experts(self, modules: Collection[str]) -> Iterator[None]:
+        handles = []
+        for module in modules:
+
+            def hear(found: Any, args: tuple[Any, ...], kwargs: dict[str, Any], module: str = module) -> None:
+                states, chosen, weights = routed([*args, *kwargs.values()])
+                shares = weights.new_zeros(len(states), found.gate_up_proj.shape[0])
+                self._asked.found[module] = states
+                self._asked.found[shares_of(module)] = shares.scatter_add_(1, chosen, weights)
+                if module == self._asked.until:
+                    raise StoppedError
+
+            handles.append(submodule(self._model, module).register_forward_pre_hook(hear, with_kwargs=True))
         try:
             yield
         finally:

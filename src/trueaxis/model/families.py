@@ -164,9 +164,9 @@ QWEN2_MOE = replace(
     LLAMA,
     linears=(
         *_attention(_PRE),
-        Linear("mlp.gate", "mlp.in", _POST, "router", needed=False),
         *_gated(_POST, needed=False),
-        *_gated(_POST, "mlp.shared_expert", needed=False),
+        *_gated(_POST, "mlp.shared_expert", needed=False),  # runs first, router and experts after it
+        Linear("mlp.gate", "mlp.in", _POST, "router", needed=False),
         Linear("mlp.shared_expert_gate", "mlp.in", _POST, "expert gate", needed=False),
     ),
     experts=Experts("mlp.experts", "mlp.in", _POST),
