@@ -40,6 +40,17 @@ def test_a_compressed_directory_is_exported_as_what_it_decodes_to(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]  # what was decoded for it is gone
 
 
+@pytest.mark.parametrize(("type", "told"), [("BF16", False), ("Q8_0", True)])
+def test_aligned_coordinates_on_a_grid_are_told(
+    compressed_llama: Path, tiny_llama: Path, tmp_path: Path, type: str, told: bool
+) -> None:
+    pytest.importorskip("gguf", reason="GGUF files need gguf (trueaxis[export])")
+    found = trueaxis.export(compressed_llama, tmp_path / "out", "gguf", type=type).notes
+    assert any("is in aligned coordinates" in note for note in found) == told
+    found = trueaxis.export(tiny_llama, tmp_path / "original", "gguf", type=type).notes
+    assert not any("is in aligned coordinates" in note for note in found)
+
+
 def test_wrong_wishes_are_refused(tiny_llama: Path, compressed_llama: Path, tokens: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("mine")

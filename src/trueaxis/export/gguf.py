@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from trueaxis.export.journey import GGUF_FLOATS
 from trueaxis.export.vocabulary import read_vocabulary
 from trueaxis.model.architecture import architecture
 from trueaxis.model.checkpoint import Checkpoint
@@ -30,8 +31,7 @@ from trueaxis.types import Array, CheckpointError, TrueaxisError
 
 LARGEST = 65504.0  # of float16
 BLOCK = 32  # columns that share a scale
-FLOATS = ("F32", "F16", "BF16")
-GGUF_TYPES = (*FLOATS, "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
+GGUF_TYPES = (*GGUF_FLOATS, "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -228,7 +228,7 @@ def _kind(checkpoint: Checkpoint, name: str, wanted: str) -> str:
     shape = checkpoint.entries[name].shape
     if len(shape) == 1:
         return "F32"
-    if wanted in FLOATS:
+    if wanted in GGUF_FLOATS:
         return wanted
     if shape[-1] % BLOCK:
         return "F16"
@@ -239,7 +239,7 @@ def _kind(checkpoint: Checkpoint, name: str, wanted: str) -> str:
 
 def _fallbacks(kinds: Mapping[str, str], wanted: str) -> Iterator[str]:
     for name, kind in kinds.items():
-        if kind == "F16" and wanted not in FLOATS:
+        if kind == "F16" and wanted not in GGUF_FLOATS:
             yield f"{name}: its columns are no multiple of {BLOCK}, so it is F16"
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from trueaxis.container import is_compressed
+from trueaxis.container import Container, is_compressed
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.progress import Progress, silent
 from trueaxis.runtime.load import unpack
@@ -21,6 +21,7 @@ from trueaxis.types import TrueaxisError
 
 FORMATS = ("safetensors", "gguf", "compressed-tensors")
 SUFFIXES = (".safetensors", ".gguf")
+GGUF_FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,20 @@ def export(
     source = member_path(out, member)
     place = Path(directory)
     with staged_directory(place, overwrite) as staging, ordinary(source, staging.parent, base) as checkpoint:
-        notes = WRITERS[format](checkpoint, staging, wanted)
+        notes = (*WRITERS[format](checkpoint, staging, wanted), *_on_a_grid(source, format, type))
         parameters = checkpoint.parameters
     return _report(place, format, parameters, notes)
+
+
+def _on_a_grid(source: Path, format: str, type: str | None) -> tuple[str, ...]:
+    """What to know where coordinates that an entropy coder likes are rounded to a grid of fixed bits."""
+    floats = format == "gguf" and (type or "F16").upper() in GGUF_FLOATS
+    if floats or not is_compressed(source) or not Container(source).header["gauge"]:
+        return ()
+    return (
+        f"{source} is in aligned coordinates, which lose more on a grid of fixed bits than the original's: "
+        "export the original checkpoint if this file is all that is wanted",
+    )
 
 
 def _report(directory: Path, format: str, parameters: int | None = None, notes: tuple[str, ...] = ()) -> ExportReport:
