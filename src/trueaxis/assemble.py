@@ -7,6 +7,7 @@ exact tensors ─▶ planes records ──────────────�
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,8 @@ from trueaxis.types import Array, Quantized, Transform, Weight
 
 if TYPE_CHECKING:
     import torch
+
+    from trueaxis.runtime.resident import Residence
 
 WIDEST_FIRST = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -216,6 +219,24 @@ def _account(
         for (weight, _), share in zip(group, ideal / ideal.sum(), strict=True):
             account[weight.tensor] += record.stored_bytes * float(share)
     return account
+
+
+def running(assembled: Assembled, checkpoint: Checkpoint, residence: Residence) -> Any:
+    """The model of files that are on disk only while it is loaded, in float32, on the CPU, without gradients.
+
+    Args:
+        assembled: The files.
+        checkpoint: The original.
+        residence: Keeps the weights.
+    """
+    import torch
+
+    from trueaxis.runtime.load import built
+
+    with tempfile.TemporaryDirectory() as directory:
+        write_files(assembled, checkpoint, Path(directory))
+        model: Any = built(directory, residence, torch.device("cpu"), torch.float32)
+    return model.requires_grad_(False)
 
 
 def write_files(assembled: Assembled, checkpoint: Checkpoint, directory: Path) -> None:

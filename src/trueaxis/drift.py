@@ -11,23 +11,19 @@ References: Qronos (arXiv:2505.11695), GPTAQ (arXiv:2504.02692).
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from trueaxis.assemble import Assembled, write_files
+from trueaxis.assemble import Assembled, running
 from trueaxis.likelihood import kl_nats
 from trueaxis.metric.calibrate import split_sequences
 from trueaxis.metric.running import forward
 from trueaxis.metric.sensitivity import Output
-from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
 from trueaxis.quantize.budget import AIM, ENOUGH
-from trueaxis.runtime.load import built
 from trueaxis.runtime.resident import InScratch
 from trueaxis.stages import InTurn, NoDrift
 from trueaxis.turns import Course, Turns
@@ -63,9 +59,8 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
         tokens, kept = _split(course.tokens(), stage.tokens)
     except CalibrationError:
         return replace(files, notes=(*files.notes, NO_TEXT))
-    turns = Turns(
-        stage, course, places, files, _running(course.checkpoint, files), list(split_sequences(tokens, BATCH_TOKENS))
-    )
+    model = running(files, course.checkpoint, InScratch(course.checkpoint.scratch))
+    turns = Turns(stage, course, places, files, model, list(split_sequences(tokens, BATCH_TOKENS)))
     before = _divergence(turns, kept)
     if before is None:
         return files
@@ -96,13 +91,6 @@ def _divergence(turns: Turns, tokens: Array) -> float | None:
                 return None
             total += float(kl_nats(expected, found).sum())
     return total
-
-
-def _running(checkpoint: Checkpoint, files: Assembled) -> Any:
-    with tempfile.TemporaryDirectory() as directory:
-        write_files(files, checkpoint, Path(directory))
-        model: Any = built(directory, InScratch(checkpoint.scratch), torch.device("cpu"), torch.float32)
-    return model.requires_grad_(False)
 
 
 DRIFTS: dict[type, Callable[[Any, Course, Assembled], Assembled]] = {NoDrift: as_found, InTurn: in_turn}

@@ -13,16 +13,14 @@ Memory: both models, and gradients of the matrices.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from trueaxis.assemble import Assembled, write_files
+from trueaxis.assemble import Assembled, running
 from trueaxis.metric.running import forward, load_model
 from trueaxis.metric.sensitivity import Output
 from trueaxis.model.architecture import locate, parameter, part_of
@@ -31,7 +29,7 @@ from trueaxis.passes import Job, Write
 from trueaxis.progress import Progress
 from trueaxis.quantize.grid import OCTAVE
 from trueaxis.quantize.plan import Plan
-from trueaxis.runtime.load import load
+from trueaxis.runtime.resident import Dense
 from trueaxis.runtime.transforms import decoded, undone
 from trueaxis.stages import Gains, NoTuning
 from trueaxis.types import Array, Grid, Quantized, TrueaxisError
@@ -121,10 +119,7 @@ def _fitting(lessons: Lessons, fine: Assembled, gains: Mapping[str, Mapping[int,
 
 
 def _running(lessons: Lessons, files: Assembled) -> Any:
-    with tempfile.TemporaryDirectory() as directory:
-        write_files(files, lessons.checkpoint, Path(directory))
-        model: Any = load(directory, torch.float32)
-    return model.requires_grad_(False).to(lessons.device)
+    return running(files, lessons.checkpoint, Dense()).to(lessons.device)
 
 
 class _Matrix(NamedTuple):
