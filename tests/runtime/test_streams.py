@@ -8,6 +8,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,28 @@ def test_logits_and_generation_are_those_of_the_dense_model(directory: str, requ
     assert (coded.device, coded.dtype, coded.num_parameters()) == (dense.device, dense.dtype, dense.num_parameters())
     tied = coded.config.tie_word_embeddings
     assert (coded.lm_head.weight is coded.model.embed_tokens.weight) == tied
+
+
+def test_threads_that_meet_are_refused_and_never_wrong(compressed_llama: Path) -> None:
+    coded = trueaxis.load(compressed_llama, resident="compressed")
+    with torch.inference_mode():
+        expected = coded(IDS).logits
+
+    def passes(_: int) -> int:
+        done = 0
+        with torch.inference_mode():
+            for _ in range(10):
+                try:
+                    found = coded(IDS).logits
+                except TrueaxisError as error:
+                    assert "coded weights serve one pass at a time" in str(error)
+                    continue
+                assert torch.equal(found, expected)
+                done += 1
+        return done
+
+    with ThreadPoolExecutor(3) as pool:
+        assert sum(pool.map(passes, range(3)))
 
 
 def test_memory_goes_with_the_last_reference(compressed_llama: Path) -> None:

@@ -143,7 +143,7 @@ def _sensitivities(listeners: Sequence[Listener], whitening: Whitening, heard: H
     return {
         one.key: heard.energies[one.key] / (2 * tokens * whitening.freedom(one.weight))
         for one in listeners
-        if heard.energies.get(one.key)
+        if heard.energies.get(one.key) and whitening.freedom(one.weight)  # inputs whose squares vanish have none
     }
 
 

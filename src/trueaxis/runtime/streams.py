@@ -11,6 +11,7 @@ bit; memory is that of the file, of what is small or stored exactly, and of two 
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
@@ -135,6 +136,8 @@ class Streams(nn.Module):
             buffers = [torch.empty(size, dtype=torch.uint8, device=decoder.device) for _ in range(2)]
         self._slots = [Slot(buffer, decoder.mark()) for buffer in buffers]
         self._worker = ThreadPoolExecutor(1, "trueaxis-decode")
+        self._lock = threading.RLock()
+        self._thread = 0  # that runs a block
         self._running: Block | None = None
         self._latest: Block | None = None
         self._in_state: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
@@ -158,6 +161,10 @@ class Streams(nn.Module):
 
     def enter(self, block: Block, arguments: Any) -> None:
         """Before a block runs: its weights are there, and the next one's are on their way."""
+        with self._lock:
+            self._enter(block, arguments)
+
+    def _enter(self, block: Block, arguments: Any) -> None:
         if self._running is not None:
             raise TrueaxisError(
                 f"{block.name}: {self._running.name} still runs; coded weights serve one pass at a time"
@@ -176,15 +183,17 @@ class Streams(nn.Module):
         if self._latest is not None:
             self._latest.follower = block
         self._running = self._latest = block
+        self._thread = threading.get_ident()
         if block.follower is not None:
             self._slot_of(block.follower)
 
     def leave(self, block: Block) -> None:
-        """After a block ran, or failed."""
-        if self._running is block:
-            self._running = None
-            self._slot_of(block).left = self._decoder.mark()
-            block.put({})
+        """After a block ran, or failed, or was refused because another thread runs it."""
+        with self._lock:
+            if self._running is block and self._thread == threading.get_ident():
+                self._running = None
+                self._slot_of(block).left = self._decoder.mark()
+                block.put({})
 
     def _slot_of(self, block: Block) -> Slot:
         """Where a block is decoded, or will be: the buffer of neither the one that runs nor the one that ran last."""
