@@ -12,7 +12,6 @@ sequences, with the 95 % interval of 2,000 resamplings.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from model_level import scored, spread, told
+from model_level import reading, scored, spread, told
 
 from trueaxis.assemble import Assembled
 from trueaxis.evaluation import load_model
@@ -63,13 +62,9 @@ ALLOCATIONS = {"equal bits": at_equal_bits, "one level": at_one_level}
 
 def main() -> None:
     """Prints the machine, the command and a line per run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("evaluation", type=Path)
+    parser = reading(__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0, 4.0])
     parser.add_argument("--statistics", type=Path, help="read if it is there, written otherwise")
-    parser.add_argument("--sequences", type=int, default=64)
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     tokens = spread(load_tokens(options.evaluation), options.sequences)

@@ -8,14 +8,13 @@ interval of 2,000 resamplings.
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from model_level import scored, spread, told
+from model_level import reading, scored, spread, told
 
 import trueaxis
 from trueaxis.evaluation import load_model
@@ -25,13 +24,9 @@ from trueaxis.model.checkpoint import Checkpoint
 
 def main() -> None:
     """Prints the machine, the command and a line per run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("evaluation", type=Path)
+    parser = reading(__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[131_072, 16_384])
-    parser.add_argument("--sequences", type=int, default=64)
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     text = load_tokens(options.calibration)

@@ -14,7 +14,6 @@ compressed-tensors through transformers. Peers are those of `make bench-peers`; 
 
 from __future__ import annotations
 
-import argparse
 import platform
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from model_level import spread, told
+from model_level import reading, spread, told
 from transformers import AutoModelForCausalLM
 
 import trueaxis
@@ -110,14 +109,10 @@ def integer_rows(sources: dict[str, Path], peers: list[str], original: Original,
 
 def main() -> None:
     """Prints the machine, the command and a line per file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("evaluation", type=Path)
+    parser = reading(__doc__)
     parser.add_argument("--types", nargs="*", default=["Q4_0", "Q8_0"])
     parser.add_argument("--recipes", nargs="*", default=["at-once", "rotation"])
     parser.add_argument("--peers", nargs="*", default=["llama.cpp", "gptqmodel"])
-    parser.add_argument("--sequences", type=int, default=64)
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     tokens = spread(load_tokens(options.evaluation), options.sequences)

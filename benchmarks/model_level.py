@@ -50,15 +50,21 @@ def told(first: np.ndarray, found: np.ndarray) -> str:
     return f"KL {found.mean():.5f} ratio {value:.3f} ({low:.3f} to {high:.3f})"
 
 
-def main() -> None:
-    """Prints the machine, the command and a line per run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+def reading(description: str | None) -> argparse.ArgumentParser:
+    """Options of a script that reads a model, text to calibrate on and text to evaluate on."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("calibration", type=Path)
     parser.add_argument("evaluation", type=Path)
+    parser.add_argument("--sequences", type=int, default=64)
+    return parser
+
+
+def main() -> None:
+    """Prints the machine, the command and a line per run."""
+    parser = reading(__doc__)
     parser.add_argument("--bits", type=float, nargs="+", default=[2.0, 3.0])
     parser.add_argument("--recipes", nargs="+", default=["layerwise", "default", "tuned"])
-    parser.add_argument("--sequences", type=int, default=64)
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     tokens = spread(load_tokens(options.evaluation), options.sequences)

@@ -49,9 +49,7 @@ def solved(cross: torch.Tensor, own: torch.Tensor, damping: float) -> Shift:
         own: H̃ [n, n] float64; damped in place.
         damping: δ as a share of the mean of its diagonal.
     """
-    size = len(own)
-    own.diagonal().add_(max(damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
-    found = torch.linalg.solve(own, cross, left=False).numpy()
+    size, found = len(own), _fitted(cross, own, damping).numpy()
     return Shift(found[:size], found[size:] if len(found) > size else None)
 
 
@@ -68,7 +66,7 @@ def foretold(halves: Sequence[Half], damping: float) -> Array:
     The best factor s of what one half says, for the other, is found in closed form; its noise is that of half of the
     tokens, that of all of them calls for 2s / (1 + s).
     """
-    one, other = (_fitted(*half, damping) for half in halves)
+    one, other = (_fitted(half.cross, half.own.clone(), damping) for half in halves)
     agreed = sum(float((a * half.cross).sum()) for a, half in zip((other, one), halves, strict=True))
     energy = sum(float((a @ half.own * a).sum()) for a, half in zip((other, one), halves, strict=True))
     factor = min(max(agreed / energy, 0.0), 1.0) if energy > 0 else 0.0
@@ -77,9 +75,9 @@ def foretold(halves: Sequence[Half], damping: float) -> Array:
 
 
 def _fitted(cross: torch.Tensor, own: torch.Tensor, damping: float) -> torch.Tensor:
-    damped = own.clone()
-    damped.diagonal().add_(max(damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
-    return torch.linalg.solve(damped, cross, left=False)
+    """cross (own + δI)⁻¹; `own` is damped in place."""
+    own.diagonal().add_(max(damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
+    return torch.linalg.solve(own, cross, left=False)
 
 
 class Mixture:

@@ -26,7 +26,6 @@ import torch
 from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.backward import Text, backward_by_blocks, backward_whole, separable
 from trueaxis.metric.calibrate import Progress, split_sequences
-from trueaxis.metric.metric import head_key
 from trueaxis.metric.response import Heard, Listener, listeners_of, listening_back
 from trueaxis.metric.running import load_model
 from trueaxis.metric.sensitivity import Output
@@ -88,8 +87,8 @@ def measure_gradients(
     Returns:
         The sums; none for a model without logits over a vocabulary, which has no KL.
     """
-    if (told := journal.recall("gradients")) is not None:
-        return Gradients(dict(told.arrays), *told.facts)
+    if (entry := journal.recall("gradients")) is not None:
+        return Gradients(dict(entry.arrays), *entry.facts)
     places = route(checkpoint)
     if places.head is None or places.embedding is None:
         return NONE
@@ -116,12 +115,9 @@ def measure_gradients(
             known = backward_whole(text)
     if not known:
         return NONE
-    found = {key: total.outer.cpu().numpy() for key, total in heard.sums.items()}
-    for weight in weights:
-        if weight.role in ("head", "tied"):
-            found[head_key(weight.name) if weight.role == "tied" else weight.name] = labels.uncertainty.numpy()
     count = int(sum(ids.numel() for ids in batches))
-    gradients = Gradients(found, count, _sensitivities(listeners, whitening, heard, count))
+    told = _sensitivities(listeners, whitening, heard, count)
+    gradients = Gradients(_sums(listeners, heard, labels), count, told)
     journal.keep("gradients", gradients.sums, [gradients.tokens, gradients.sensitivities])
     recalled.forget()
     return gradients
@@ -136,6 +132,12 @@ def _told(weights: Sequence[Weight]) -> list[Weight]:
     if any(weight.pool is not None for weight in weights):
         return []
     return [weight for weight in weights if weight.role in ("linear", "head", "tied") and weight.group is None]
+
+
+def _sums(listeners: Sequence[Listener], heard: Heard, labels: _Labels) -> dict[str, Array]:
+    """Second moments by key, of a head its diagonal, which needs no gradients."""
+    found = {key: total.outer.cpu().numpy() for key, total in heard.sums.items()}
+    return found | {one.key: labels.uncertainty.numpy() for one in listeners if one.use == "head"}
 
 
 def _sensitivities(listeners: Sequence[Listener], whitening: Whitening, heard: Heard, tokens: int) -> dict[str, float]:

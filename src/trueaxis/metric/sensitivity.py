@@ -7,8 +7,8 @@ optimal quantizer's error is spread at high rate. Averaging over +E and −E rem
 the odd terms, so that a small D suffices. A tied matrix gets two numbers, one per use; the experts of a layer share one
 per kind of matrix, for which all of them get noise at once.
 
-Gradients tell the same for most matrices at once (whitening.py). What is left are experts, which get no gradients of
-their own, and models without a KL.
+Gradients tell the same for most matrices at once (whitening.py). What is left are embeddings, all matrices of a model
+whose router chooses experts, and models without a KL.
 
 What cannot be measured is taken to matter as the others do, the same share of its energy costs as much: where
 transformers cannot run the model or has the matrix in another form, and where noise leaves the output as it is to the

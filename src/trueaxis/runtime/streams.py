@@ -67,7 +67,7 @@ class Block:
 
 
 @dataclass(eq=False)
-class Filling:
+class Decoding:
     """Weights of a block in one of the buffers.
 
     Attributes:
@@ -106,14 +106,14 @@ class Slot:
         left: Mark of the decoder: the block before has run.
         block: Whose weights they are.
         decoded: The weights by their origin, and the mark of when they are there.
-        fillings: Of every block that was in it.
+        decodings: Of every block that was in it.
     """
 
     buffer: torch.Tensor
     left: Any
     block: Block | None = None
     decoded: Future[tuple[dict[int, torch.Tensor], Any]] | None = None
-    fillings: dict[Block, Filling] = field(default_factory=dict)
+    decodings: dict[Block, Decoding] = field(default_factory=dict)
 
 
 class Streams(nn.Module):
@@ -207,7 +207,7 @@ class Streams(nn.Module):
 
     def _executor(self, block: Block, slot: Slot) -> Executor:
         """Who decodes: the other thread, or, where a device only has to be told, this one, once the other is done."""
-        if block not in slot.fillings or not slot.fillings[block].is_queued:
+        if block not in slot.decodings or not slot.decodings[block].is_queued:
             return self._worker
         wait([one.decoded for one in self._slots if one.decoded is not None])
         return _Here()
@@ -215,15 +215,15 @@ class Streams(nn.Module):
     def _decode(self, block: Block, slot: Slot, after: Any) -> tuple[dict[int, torch.Tensor], Any]:
         """Weights of a block by their origin, and the mark of when they are there."""
         with self._decoder.ahead(after):
-            if block not in slot.fillings:
-                slot.fillings[block] = self._filling(block, slot.buffer)
-            filling = slot.fillings[block]
-            for origin, view in filling.made:
+            if block not in slot.decodings:
+                slot.decodings[block] = self._decoding(block, slot.buffer)
+            decoding = slot.decodings[block]
+            for origin, view in decoding.made:
                 view.copy_(self._value(origin))
-            filling.read()
-            return filling.weights, self._decoder.mark()
+            decoding.read()
+            return decoding.weights, self._decoder.mark()
 
-    def _filling(self, block: Block, buffer: torch.Tensor) -> Filling:
+    def _decoding(self, block: Block, buffer: torch.Tensor) -> Decoding:
         weights, wanted, made = {}, [], []
         for weight, start in block.layout():
             end = start + weight.numel() * weight.element_size()
@@ -232,7 +232,7 @@ class Streams(nn.Module):
                 wanted.append((weight.origin.name, view))
             else:
                 made.append((weight.origin, view))
-        return Filling(weights, made, self._decoder.filling(wanted))
+        return Decoding(weights, made, self._decoder.filling(wanted))
 
     def _value(self, origin: Source | Step) -> torch.Tensor:
         read: dict[str, torch.Tensor] = {}  # one that is split is decoded once
