@@ -158,7 +158,7 @@ def page(found: dict[str, list[ComparisonReport]], kept: Sequence[str]) -> str:
         f"Made by `{command()}` on {date.today()}, sources {sources()[:12]}, on {machine()}.",
         "KL is in nats per token, with its 95 % interval; seconds are from weights and statistics to a verified file; "
         "peak memory is that of the process that made it, the model in float32 included; load seconds are from the "
-        "files to a model that can run.",
+        "files to a model that can run, of a peer to plain weights by its own decoder.",
     ]  # fmt: skip
     parts += ["", *older(kept)]
     for model, reports in found.items():
@@ -184,10 +184,9 @@ def older(kept: Sequence[str]) -> list[str]:
 
 def line(row: ComparisonRow) -> str:
     """A row of the big table."""
-    load = "–" if row.load_seconds is None else f"{row.load_seconds:.2f}"
     return (
         f"| {row.bits_per_param:.3f} | {row.file_bytes:,} | `{row.name}` | {row.setting} | {cell(row)} | "
-        f"{row.perplexity:.4f} | {row.seconds:.1f} | {row.peak_memory_bytes / 1e9:.2f} | {load} |"
+        f"{row.perplexity:.4f} | {row.seconds:.1f} | {row.peak_memory_bytes / 1e9:.2f} | {row.load_seconds:.2f} |"
     )
 
 

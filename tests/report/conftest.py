@@ -45,7 +45,7 @@ def comparison(parameters: int) -> ComparisonReport:
         interval = (kl * 0.9, kl * 1.1) if kl else (0.0, 0.0)
         perplexity = math.inf if name == "rtn" else 9.0 + kl
         return ComparisonRow(
-            name, setting, size, size * 8 / parameters, kl, interval, perplexity, 0.9, 1.0, 10**8, None, limit
+            name, setting, size, size * 8 / parameters, kl, interval, perplexity, 0.9, 1.0, 10**8, 0.1, limit
         )
 
     size = parameters // 8

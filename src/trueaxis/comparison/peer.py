@@ -93,10 +93,12 @@ PEERS = {
 
 @dataclass(frozen=True)
 class Made:
-    """A file: its bytes, how long it took, the peak memory of the process, tensors kept otherwise with the reason."""
+    """A file: its bytes, seconds to make and to load it, the peak memory of the process that made it, and tensors kept
+    otherwise with the reason."""
 
     file_bytes: int
     seconds: float
+    load_seconds: float
     peak_memory_bytes: int
     fallbacks: tuple[str, ...]
 
@@ -145,7 +147,7 @@ def run_peer(peer: Peer, setting: str, original: Original, folder: Path) -> Made
         raise PeerError(f"failed: {(found.stderr.strip().splitlines() or ['no message'])[-1][:300]}", whole=False)
     told = json.loads(found.stdout.strip().splitlines()[-1])
     size = sum(file.stat().st_size for file in (folder / "files").iterdir())
-    return Made(size, told["seconds"], told["peak_memory_bytes"], tuple(told["fallbacks"]))
+    return Made(size, told["seconds"], told["load_seconds"], told["peak_memory_bytes"], tuple(told["fallbacks"]))
 
 
 def _make(inputs: Callable[[Original, Path], None], original: Original, folder: Path) -> None:

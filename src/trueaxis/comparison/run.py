@@ -48,7 +48,7 @@ class ComparisonRow:
         perplexity, top1_agreement: Of the compressed model; with the original.
         seconds: To make the file from weights and statistics; all of the preparation, which rates of a recipe share.
         peak_memory_bytes: Of the process that made it, while it did; for a recipe that is this one, with the original.
-        load_seconds: From the files to a model that can run; None for a peer, whose own loader is not timed.
+        load_seconds: From the files to a model that can run; of a peer to plain weights, by its own decoder.
         limit_bits_per_param: What the limits of all tensors add up to at the distortion of this file; None for a peer.
         fallbacks: Tensors that a peer kept in another type than its setting says, with the reason.
     """
@@ -63,7 +63,7 @@ class ComparisonRow:
     top1_agreement: float
     seconds: float
     peak_memory_bytes: int
-    load_seconds: float | None = None
+    load_seconds: float
     limit_bits_per_param: float | None = None
     fallbacks: tuple[str, ...] = ()
 
@@ -221,10 +221,11 @@ class _Trial:
                 yield setting, made, Path(folder) / "dense"
 
     def _add_own(self, name: str, setting: str, report: CompressionReport) -> None:
-        made, out = Made(report.file_bytes, report.seconds, report.peak_memory_bytes, ()), self._work / "out"
-        begun = time.perf_counter()
+        out, begun = self._work / "out", time.perf_counter()
         load(out)
-        self._add(name, setting, made, out, time.perf_counter() - begun, report.limit_bits_per_param)
+        loaded = time.perf_counter() - begun
+        made = Made(report.file_bytes, report.seconds, loaded, report.peak_memory_bytes, ())
+        self._add(name, setting, made, out, report.limit_bits_per_param)
 
     def _add(
         self,
@@ -232,7 +233,6 @@ class _Trial:
         setting: str,
         made: Made,
         directory: Path,
-        load_seconds: float | None = None,
         limit: float | None = None,
     ) -> None:
         found = self.compare(directory)
@@ -240,5 +240,5 @@ class _Trial:
         self.rows.append(ComparisonRow(
             name, setting, made.file_bytes, made.file_bytes * 8 / self.checkpoint.parameters, found.kl_nats,
             found.kl_interval, found.perplexity, found.top1_agreement, made.seconds, made.peak_memory_bytes,
-            load_seconds, limit, made.fallbacks,
+            made.load_seconds, limit, made.fallbacks,
         ))  # fmt: skip

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
-Quantize = Callable[[torch.Tensor], tuple[Tensors, torch.Tensor]]
-"""W [m, n] float32 ─▶ (what is stored, W decoded); ValueError says why a matrix cannot be done."""
+Quantize = Callable[[torch.Tensor], tuple[Tensors, Callable[[], torch.Tensor]]]
+"""W [m, n] float32 ─▶ (what is stored, what decodes it to W); ValueError says why a matrix cannot be done."""
 
 
 def read_tensors(model: Path) -> Tensors:
@@ -52,11 +52,12 @@ def write_dense(model: Path, tensors: Tensors, folder: Path) -> None:
             shutil.copyfile(file, dense / file.name)
 
 
-def tell(begun: float, fallbacks: list[str]) -> None:
-    """The last line that a script prints."""
+def tell(seconds: float, load_seconds: float, fallbacks: list[str]) -> None:
+    """The last line that a script prints: seconds from weights to files, and from files to weights."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) * 1024  # getrusage knows the process that started this one, too
-    print(json.dumps({"seconds": time.perf_counter() - begun, "peak_memory_bytes": peak, "fallbacks": fallbacks}))
+    times = {"seconds": seconds, "load_seconds": load_seconds}
+    print(json.dumps({**times, "peak_memory_bytes": peak, "fallbacks": fallbacks}))
 
 
 def quantize_linears(quantizer: Callable[[str], Quantize]) -> None:
@@ -64,16 +65,20 @@ def quantize_linears(quantizer: Callable[[str], Quantize]) -> None:
     model, setting, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     quantize, linear = quantizer(setting), linear_names(model)
     tensors = read_tensors(model)
-    begun, stored, fallbacks = time.perf_counter(), dict(tensors), []
+    file, begun, stored, fallbacks = folder / "files" / "model.safetensors", time.perf_counter(), dict(tensors), []
+    decoders = {}
     for name in linear:
         try:
-            parts, decoded = quantize(tensors[name].float())
+            parts, decoders[name] = quantize(tensors[name].float())
         except ValueError as reason:
             fallbacks.append(f"{name}: {reason}")
             continue
         del stored[name]
         stored.update({f"{name}.{part}": value.contiguous() for part, value in parts.items()})
-        tensors[name] = decoded.float().reshape(tensors[name].shape)
-    save_file(stored, folder / "files" / "model.safetensors")
-    tell(begun, fallbacks)
+    save_file(stored, file)
+    loaded = time.perf_counter()
+    load_file(file)
+    for name, decode in decoders.items():
+        tensors[name] = decode().float().reshape(tensors[name].shape)
+    tell(loaded - begun, time.perf_counter() - loaded, fallbacks)
     write_dense(model, tensors, folder)

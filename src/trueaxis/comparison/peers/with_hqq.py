@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from dense import Quantize, Tensors, quantize_linears
 from hqq.core.quantize import Quantizer  # type: ignore[import-not-found]
@@ -13,12 +16,13 @@ def quantizer(setting: str) -> Quantize:
     """Of "4 bits" and so on."""
     bits = int(setting.split()[0])
 
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    def quantize(weight: torch.Tensor) -> tuple[Tensors, Callable[[], torch.Tensor]]:
         if weight.numel() % GROUP:
             raise ValueError(f"{weight.numel()} weights are no multiple of the group of {GROUP}")
         packed, meta = Quantizer.quantize(weight, nbits=bits, group_size=GROUP, axis=1, device="cpu")
         meta["scale"], meta["zero"] = meta["scale"].half(), meta["zero"].half()
-        return {"packed": packed, "scale": meta["scale"], "zero": meta["zero"]}, Quantizer.dequantize(packed, meta)
+        stored = {"packed": packed, "scale": meta["scale"], "zero": meta["zero"]}
+        return stored, partial(Quantizer.dequantize, packed, meta)
 
     return quantize
 

@@ -23,9 +23,9 @@ def main() -> None:
     model, setting, folder = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     out, begun = folder / "files" / "model.gguf", time.perf_counter()
     quantize(folder, out, getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{setting}"))
-    seconds = time.perf_counter() - begun
+    made = time.perf_counter()
     tensors, fallbacks = decoded(out, json.loads((folder / "places.json").read_text()))
-    tell(time.perf_counter() - seconds, fallbacks)
+    tell(made - begun, time.perf_counter() - made, fallbacks)
     write_dense(model, tensors, folder)
 
 

@@ -50,10 +50,12 @@ def main() -> None:
 
     found = nearest(size, bits)
     os.link(folder / WRITTEN.format(found), file)
+    begun = time.perf_counter()
     decoded = decode(str(file))
+    loaded = time.perf_counter() - begun
     for name, one in tensors.items():
         tensors[name] = torch.from_numpy(np.asarray(decoded[name])).reshape(one.shape)
-    tell(time.perf_counter() - seconds[found], [])
+    tell(seconds[found], loaded, [])
     write_dense(model, tensors, folder)
 
 

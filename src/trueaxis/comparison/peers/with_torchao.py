@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from dense import Quantize, Tensors, quantize_linears
 from torchao.quantization import IntxWeightOnlyConfig, quantize_  # type: ignore[import-not-found]
@@ -15,7 +17,7 @@ def quantizer(setting: str) -> Quantize:
     dtype = {"int4": torch.int4, "int8": torch.int8}[setting]
     granularity = PerGroup(GROUP) if setting == "int4" else PerAxis(0)
 
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    def quantize(weight: torch.Tensor) -> tuple[Tensors, Callable[[], torch.Tensor]]:
         if setting == "int4" and weight.shape[1] % GROUP:
             raise ValueError(f"{weight.shape[1]} columns are no multiple of the group of {GROUP}")
         linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.bfloat16)
@@ -25,7 +27,7 @@ def quantizer(setting: str) -> Quantize:
         codes = found.qdata
         # Two codes in a byte, as its packed layouts for devices hold them.
         stored = (codes[:, 0::2] & 15) | (codes[:, 1::2] << 4) if setting == "int4" else codes
-        return {"codes": stored, "scale": found.scale.bfloat16()}, found.dequantize()
+        return {"codes": stored, "scale": found.scale.bfloat16()}, found.dequantize
 
     return quantize
 
