@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from trueaxis.align.basis import SLOPE
 from trueaxis.assemble import Assembled, count_symbols
 from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables, fit_tables, offsets_from
 from trueaxis.entropy.pooling import POOLINGS
+from trueaxis.entropy.stream import pack_residual
 from trueaxis.journal import NO_JOURNAL, NoJournal
+from trueaxis.metric.metric import distance
 from trueaxis.parallel import ordered_map
 from trueaxis.progress import Progress
 from trueaxis.quantize.feedback import quantize
@@ -21,9 +24,10 @@ from trueaxis.quantize.outcome import Residuals, packed, unpacked
 from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
 from trueaxis.scratch import NO_SCRATCH, NoScratch
-from trueaxis.stages import Coder, Effort
+from trueaxis.stages import EFFORTS, Coder, Effort, Rans
 from trueaxis.types import Aligned, Function, Metric, Quantized, Stored, Weight
 
+JUDGE = EFFORTS["scalar"].trellis
 Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]
 """(matrices, their tables) ─▶ the files."""
 
@@ -61,6 +65,25 @@ def first_tables(jobs: Sequence[Job], effort: Effort) -> Tables:
 def learned_tables(fitted: Tables, residuals: Sequence[Residuals]) -> Tables:
     """Tables fitted to a pass, with the centroids of what it rounded."""
     return Tables(fitted.frequencies, fitted.escape_orders, offsets_from(residuals))
+
+
+def coded_bits(plan: Plan, c: float) -> float:
+    """A pass of one matrix alone, for choices between two forms of it.
+
+    Args:
+        plan: Of the matrix in one form; what quantizes it here is the scalar quantizer, with tables of its own.
+        c: Of its steps.
+
+    Returns:
+        Bits of its indices by the coder, and its distortion at the slope of c.
+    """
+    plan = replace(plan, trellis=JUDGE)
+    tables = settled_tables(JUDGE, plan.rate_weight)
+    outcome = quantize(plan, c, tables)
+    fitted = fit_tables(count_symbols([outcome.quantized]), tables.offsets)
+    payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
+    lost = plan.metric.sensitivity * distance(outcome.errors, plan.metric)
+    return 8.0 * len(payload) + SLOPE * lost / c**2
 
 
 class Passes:

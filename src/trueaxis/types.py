@@ -193,8 +193,8 @@ class Function:
         name: Of the matrix.
         candidate: Which kind of f was chosen.
         function_bits: Of its record, shared matrices that lie in it included.
-        estimated_saved_bits: By the whole of f + r against W, those bits counted; of a matrix whose record holds
-            what others share, less than nothing as a rule.
+        estimated_saved_bits: By coding W and W − f with a scalar quantizer, those bits counted; of a matrix whose
+            record holds what others share, less than nothing as a rule.
     """
 
     name: str

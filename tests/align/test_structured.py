@@ -13,9 +13,10 @@ import trueaxis
 from oracle import Oracle
 from planted import VOCABULARY, plant
 from trueaxis.align.described import Described
-from trueaxis.align.structured import coded_bits, found_for, joined, paid_bits, turned_metric
+from trueaxis.align.structured import found_for, joined, paid_bits, turned_metric
 from trueaxis.metric.metric import distance
 from trueaxis.parallel import one_thread
+from trueaxis.passes import coded_bits
 from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.plan import Plan, Planner
 from trueaxis.recipe import Recipe, recipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from oracle import Oracle
 from trueaxis.function import select as selection
 from trueaxis.function.member import Fit, Member
 from trueaxis.function.products import products
-from trueaxis.function.select import CANDIDATES, saved_bits, select
+from trueaxis.function.select import CANDIDATES, dependent, saved_bits, select
+from trueaxis.function.shared import shared
 from trueaxis.function.splines import means, splines
 from trueaxis.recipe import Recipe, recipe
 from trueaxis.runtime.decode import Decoder
@@ -147,15 +149,36 @@ def test_files_are_ordinary_models(tmp_path: Path) -> None:
     trueaxis.unpack(tmp_path / "selected", tmp_path / "plain")
 
 
+def everywhere(members: Sequence[Member]) -> dict[str, Fit]:
+    """Choices that an estimate might have made of noise."""
+    return {one.name: means([one])[0] for one in members}
+
+
+def test_what_does_not_pay_when_it_is_coded_is_left_out(
+    tiny_llama: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(selection, "select", everywhere)
+    chosen = Recipe(align=Identity(), function=Selected())
+    report = trueaxis.compress(tiny_llama, tmp_path / "out", bits=4, calibration=[tokens], recipe=chosen)
+    assert not report.functions
+
+
+def test_what_shares_matrices_stays_or_goes_together() -> None:
+    rng = np.random.default_rng(7)
+    members = [member(f"layers.{i}.up.weight", noise(rng)) for i in range(3)]
+    alone, together = everywhere(members[:2]), dict(zip((one.name for one in members), shared(members), strict=True))
+    names = [one.name for one in members]
+    assert dependent(members, alone) == [[names[0]], [names[1]]]
+    assert dependent(members, together) == [names]
+
+
 def test_what_a_tied_head_is_multiplied_by_keeps_its_place(
     tied_llama: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record of a product has no place for a function, whatever would be chosen for it."""
-
-    def everywhere(members: Sequence[Member]) -> dict[str, Fit]:
-        return {one.name: means([one])[0] for one in members}
-
     monkeypatch.setattr(selection, "select", everywhere)
+    less = itertools.count(0, -(10**6))
+    monkeypatch.setattr(selection, "coded_bits", lambda *_: next(less))
     chosen = Recipe(align=Gauge("random"), function=Selected())
     report = trueaxis.compress(tied_llama, tmp_path / "out", bits=8, calibration=[tokens], recipe=chosen)
     told = {row.name for row in report.functions}

@@ -15,22 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from trueaxis.align.basis import SLOPE
 from trueaxis.align.described import Described, turned
 from trueaxis.align.factors import CANDIDATES, Candidate
-from trueaxis.assemble import count_symbols
-from trueaxis.entropy.model import fit_tables
-from trueaxis.entropy.stream import pack_residual
-from trueaxis.metric.metric import distance
 from trueaxis.parallel import ordered_map
-from trueaxis.passes import Job
+from trueaxis.passes import Job, coded_bits
 from trueaxis.quantize.budget import first_c
-from trueaxis.quantize.feedback import quantize
 from trueaxis.quantize.plan import Plan
-from trueaxis.quantize.start import settled_tables
 from trueaxis.runtime.orthogonal import Mirrors, Orthogonal
 from trueaxis.runtime.transforms import undone
-from trueaxis.stages import EFFORTS, NoTransform, Rans, Structured
+from trueaxis.stages import NoTransform, Structured
 from trueaxis.types import Aligned, Array, Metric, Stored, Weight
 
 MARGIN = 0.25  # of the bits of a transform
@@ -39,7 +32,6 @@ MOST = 4  # factors of one matrix
 WORTH_MORE = 0.5  # of what the best so far saves: kinds that save less are not tried further
 FRAME_BYTES = 8  # of a record
 SMALLEST = 2  # columns that can turn
-JUDGE = EFFORTS["scalar"].trellis
 Planned = Callable[[Weight, Array, Metric], Plan]
 """(matrix, W in the coordinates of the file, metric there) ─▶ its plan."""
 
@@ -167,14 +159,3 @@ def turned_metric(metric: Metric, transforms: Sequence[Orthogonal]) -> Metric:
     return replace(
         metric, second_moment=moved(metric.second_moment), embedding_moment=moved(metric.embedding_moment)
     )  # fmt: skip
-
-
-def coded_bits(plan: Plan, c: float) -> float:
-    """Bits of a matrix by the scalar quantizer and its coder, and its distortion at the slope of c."""
-    plan = replace(plan, trellis=JUDGE)
-    tables = settled_tables(JUDGE, plan.rate_weight)
-    outcome = quantize(plan, c, tables)
-    fitted = fit_tables(count_symbols([outcome.quantized]), tables.offsets)
-    payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
-    lost = plan.metric.sensitivity * distance(outcome.errors, plan.metric)
-    return 8.0 * len(payload) + SLOPE * lost / c**2

@@ -1,8 +1,10 @@
 """Select: for every matrix the f of least total description length, or none.
 
     matrices of one kind over depth ─▶ every candidate: bits of f + bits of W − f at the slope in force ─▶ the least
+                                       └────────── W and W − f coded at one c ─▶ f stays if its matrices pay for it
 
-A choice must save a margin beyond its own bits, so that what chance puts into a matrix is left to the residual.
+A choice must save a margin beyond its own bits, so that what chance puts into a matrix is left to the residual; by
+estimate first, which is hopeful where the coder knows the sizes of rows and columns anyway, then by the coder itself.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from trueaxis.function.member import Candidate, Fit, Member
 from trueaxis.function.products import products
 from trueaxis.function.shared import shared
 from trueaxis.function.splines import means, splines
-from trueaxis.passes import Job
+from trueaxis.passes import Job, coded_bits
 from trueaxis.quantize.budget import first_c
 from trueaxis.runtime.terms import pack_term
 from trueaxis.stages import LowRank, NoFunction, Selected
@@ -45,17 +47,32 @@ def selected(stage: Selected, jobs: Sequence[Job], target_bits: float) -> list[J
     """
     c = first_c([job.plan for job in jobs], target_bits)
     members = [Member.planned(job.coded.name, job.plan, c) for job in jobs if job.coded.slice is None]
-    chosen, known = select(members), {member.name: member for member in members}
-    found = []
-    for job in jobs:
-        fit = chosen.get(job.coded.name)
-        if fit is None:
-            found.append(job)
-            continue
-        told = Function(job.coded.name, fit.candidate, round(fit.function_bits), saved_bits(known[job.coded.name], fit))
-        plan = replace(job.plan, weight=np.ascontiguousarray(job.plan.weight - fit.mean))
-        found.append(replace(job, plan=plan, function=pack_term(fit.term), told=told))
-    return found
+    chosen, known = select(members), {job.coded.name: job for job in jobs}
+    split = {name: split_job(known[name], fit, c) for name, fit in chosen.items()}
+    kept: dict[str, Job] = {}
+    for names in dependent(members, chosen):
+        saved = sum(told.estimated_saved_bits for name in names if (told := split[name].told))
+        if saved > _margin({name: chosen[name] for name in names}):
+            kept |= {name: split[name] for name in names}
+    return [kept.get(job.coded.name, job) for job in jobs]
+
+
+def split_job(job: Job, fit: Fit, c: float) -> Job:
+    """The job of W − f, and what f saves when W and W − f are coded at c."""
+    plan = replace(job.plan, weight=np.ascontiguousarray(job.plan.weight - fit.mean))
+    saved = coded_bits(job.plan, c) - coded_bits(plan, c) - fit.function_bits
+    told = Function(job.coded.name, fit.candidate, round(fit.function_bits), saved)
+    return replace(job, plan=plan, function=pack_term(fit.term), told=told)
+
+
+def dependent(members: Sequence[Member], chosen: Mapping[str, Fit]) -> list[list[str]]:
+    """Names of matrices that have their f together or not at all: those that share one, and every other by itself."""
+    kinds = [[member.name for member in kind if member.name in chosen] for kind in kinds_of(members)]
+    return [
+        names
+        for kind in kinds
+        for names in ([kind] if any(chosen[name].candidate == "shared" for name in kind) else [[one] for one in kind])
+    ]
 
 
 SELECTORS = {NoFunction: unchanged, LowRank: unchanged, Selected: selected}
