@@ -133,18 +133,12 @@ def _read_by(weight: Weight) -> tuple[str, str | None]:
     return weight.space or weight.name, weight.norm
 
 
-def _spectra(
-    checkpoint: Checkpoint, matrices: Sequence[Member], threads: int
-) -> dict[tuple[str, str | None], Array]:
+def _spectra(checkpoint: Checkpoint, matrices: Sequence[Member], threads: int) -> dict[tuple[str, str | None], Array]:
     """Eigenvalues of H of every space, the norm before it folded out of H: once for all matrices that read it.
 
     In single precision, which moves a limit by less than a thousandth of a bit and takes half the time.
     """
-    readers = {
-        _read_by(weight): (weight, metric)
-        for weight, _, metric in matrices
-        if metric.second_moment is not None
-    }
+    readers = {_read_by(weight): (weight, metric) for weight, _, metric in matrices if metric.second_moment is not None}
 
     def found(reader: tuple[Weight, Metric]) -> Array:
         moment, norm = reader[1].second_moment, _norm(checkpoint, *reader)
