@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from model_level import reading, spread, told
@@ -29,6 +28,7 @@ from transformers import AutoModelForCausalLM
 
 import trueaxis
 from trueaxis.comparison.peer import PEERS, Original, PeerError, run_peer
+from trueaxis.comparison.peers.gguf_tensors import read_tensors
 from trueaxis.evaluation import load_model, score_sequences
 from trueaxis.export.gguf import gguf_places
 from trueaxis.metric.calibrate import load_tokens
@@ -45,23 +45,12 @@ def from_gguf(file: Path, model: Path) -> Any:
     """The model of a GGUF file, as the checkpoint's own class in float32."""
     checkpoint = Checkpoint.open(model)
     found = load_model(checkpoint)
-    names = {place.name: (name, place) for name, place in gguf_places(checkpoint).items()}
-    state = {}
-    for one in gguf.GGUFReader(file).tensors:
-        if one.name in names:
-            name, place = names[one.name]
-            values = gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32) - np.float32(place.offset)
-            state[name] = torch.from_numpy(apart(values, place.heads) if place.heads else values)
+    places = {place.name: (name, place.heads, place.offset) for name, place in gguf_places(checkpoint).items()}
+    state = {name: torch.from_numpy(values) for name, values, _ in read_tensors(file, places)}
     left = found.load_state_dict(state, strict=False)
     assert not left.unexpected_keys and set(left.missing_keys) <= {*checkpoint.aliases, *found._tied_weights_keys}, left
     found.tie_weights()
     return found
-
-
-def apart(values: np.ndarray, heads: int) -> np.ndarray:
-    """Channels i and i + half of every head, from side by side to where checkpoints have them."""
-    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
 def from_integers(directory: Path) -> Any:

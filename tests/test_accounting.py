@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import trueaxis
-from trueaxis.accounting import original_limit_bits
+from trueaxis.accounting import original_limit_bits, tensor_reports
 from trueaxis.metric.metric import distance, fold_norm, limit_bits, metric_for, structured_limit_bits
 from trueaxis.metric.statistics import load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
 from trueaxis.runtime.decode import Decoder
-from trueaxis.types import CompressionReport
+from trueaxis.types import Aligned, CompressionReport
 
 Run = tuple[Path, CompressionReport, Path]
 
@@ -65,6 +65,21 @@ def test_distortion_is_that_of_the_decoded_tensor(run: Run, tiny_llama: Path) ->
         assert row.relative_distortion == pytest.approx(lost / distance(original, metric), rel=1e-4)
         assert row.coordinates == "identity"
         assert row.gap_bits == pytest.approx(row.bits_per_weight - row.limit_bits)
+
+
+def test_matrices_of_no_named_space_have_spectra_of_their_own(run: Run, tiny_llama: Path) -> None:
+    """Of several widths, as jobs made by hand may be: the limits are those of matrices with their spaces."""
+    out, report, statistics = run
+    checkpoint, measured = Checkpoint.open(tiny_llama), load_statistics(statistics)
+    matrices = []
+    for weight in (weight for weight in trace(checkpoint) if weight.role != "exact"):
+        metric = metric_for(weight, measured)
+        aligned = Aligned("identity", checkpoint.matrix(weight).float().numpy(), metric)
+        matrices.append((replace(weight, space=None), aligned, metric))
+    decoder = Decoder(out)
+    found = tensor_reports(decoder, checkpoint, matrices, dict.fromkeys(decoder.names(), 1.0))
+    limits = {row.name: row.limit_bits for row in report.tensors if row.coordinates != "exact"}
+    assert {row.name: row.limit_bits for row in found if row.coordinates != "exact"} == pytest.approx(limits)
 
 
 def test_limits_are_of_the_norm_folded_original(run: Run, tiny_llama: Path) -> None:

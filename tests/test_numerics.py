@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
@@ -145,13 +145,37 @@ def test_statistics_that_are_not_finite_are_refused_by_name(value: float, tmp_pa
         load_statistics(tmp_path / "statistics.safetensors")
 
 
-def test_activations_that_overflow_are_told_by_their_space(tmp_path: Path) -> None:
-    model, tokens = save_small_llama(tmp_path / "model", "float32"), save_tokens(tmp_path / "tokens.npy", 37)
-    from safetensors.torch import load_file
-
+def save_scaled(folder: Path, factors: dict[str, float]) -> Path:
+    """A Llama whose tensors with such parts in their names are multiplied."""
+    model = save_small_llama(folder, "float32")
     tensors = load_file(model / "model.safetensors")
-    tensors = {name: 1e30 * value if "up_proj" in name else value for name, value in tensors.items()}
+    for part, factor in factors.items():
+        tensors |= {name: factor * value for name, value in tensors.items() if part in name}
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"activations of .* are not finite in float32"):
+    return model
+
+
+def test_a_model_of_tiny_weights(tmp_path: Path) -> None:
+    """Errors of what is read matter as they would without the factor; what its own squares vanish of takes no bits."""
+    model, tokens = save_scaled(tmp_path / "model", {"": 1e-9}), save_tokens(tmp_path / "tokens.npy", 37)
+    report = trueaxis.compress(model, tmp_path / "out", bits=9, calibration=[tokens])
+    lost = {row.name: row.relative_distortion for row in report.tensors}
+    assert 0 < lost["model.layers.0.mlp.up_proj.weight"] < 0.01
+    assert all(torch.isfinite(found).all() for found in Decoder(tmp_path / "out").tensors().values())
+
+
+EXTREMES = {
+    "activations that overflow": ({"up_proj": 1e30}, r"activations of .* are not finite in float32"),
+    "huge weights": ({"": 1e9}, r"self_attn.out: activations of .* are not finite in float32"),
+    "gradients that overflow": ({"v_proj": 1e-20, "o_proj": 1e20}, r"v_proj.weight: gradients of .* are not finite"),
+}
+
+
+@pytest.mark.parametrize("name", EXTREMES)
+def test_models_beyond_floats_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    """Before anything else warns of it: warnings are errors here."""
+    factors, message = EXTREMES[name]
+    model, tokens = save_scaled(tmp_path / "model", factors), save_tokens(tmp_path / "tokens.npy", 37)
+    with pytest.raises(CheckpointError, match=message):
         trueaxis.compress(model, tmp_path / "out", bits=9, calibration=[tokens])
     assert not (tmp_path / "out").exists()

@@ -111,7 +111,7 @@ def tensor_reports(
             matrix = (matrix.T if weight.transposed else matrix).float().numpy()
             own = distance(undone(matrix, aligned.transforms) - aligned.weight, aligned.metric)
             lost, energy = lost + own, energy + distance(original, metric)
-            eigenvalues = spectra.get((weight.space, weight.norm))
+            eigenvalues = spectra.get(_read_by(weight))
             limit += original_limit_bits(checkpoint, weight, original, metric, own, eigenvalues) * weight.size / size
         limit = limit if math.isfinite(limit) else bits
         coordinates = members[name][0][1].coordinates
@@ -128,18 +128,17 @@ def _product_report(name: str, found: Array, source: Aligned, factor: Aligned, b
     return TensorReport(name, found.shape, factor.coordinates, bits, lost / (energy or 1.0), bits, 0.0)
 
 
-def _spectra(
-    checkpoint: Checkpoint, matrices: Sequence[Member], threads: int
-) -> dict[tuple[str | None, str | None], Array]:
+def _read_by(weight: Weight) -> tuple[str, str | None]:
+    """What a matrix shares with those of one spectrum: its space, or nothing, and the norm before it."""
+    return weight.space or weight.name, weight.norm
+
+
+def _spectra(checkpoint: Checkpoint, matrices: Sequence[Member], threads: int) -> dict[tuple[str, str | None], Array]:
     """Eigenvalues of H of every space, the norm before it folded out of H: once for all matrices that read it.
 
     In single precision, which moves a limit by less than a thousandth of a bit and takes half the time.
     """
-    readers = {
-        (weight.space, weight.norm): (weight, metric)
-        for weight, _, metric in matrices
-        if metric.second_moment is not None
-    }
+    readers = {_read_by(weight): (weight, metric) for weight, _, metric in matrices if metric.second_moment is not None}
 
     def found(reader: tuple[Weight, Metric]) -> Array:
         moment, norm = reader[1].second_moment, _norm(checkpoint, *reader)

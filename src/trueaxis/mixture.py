@@ -75,7 +75,9 @@ def foretold(halves: Sequence[Half], damping: float) -> Array:
 
 
 def _fitted(cross: torch.Tensor, own: torch.Tensor, damping: float) -> torch.Tensor:
-    """cross (own + δI)⁻¹; `own` is damped in place."""
+    """cross (own + δI)⁻¹, zero where inputs have no energy to make up for anything with; `own` is damped in place."""
+    if not own.diagonal().any():
+        return torch.zeros_like(cross)
     own.diagonal().add_(max(damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
     return torch.linalg.solve(own, cross, left=False)
 

@@ -77,3 +77,22 @@ def test_chance_is_what_principal_axes_save_on_white_weights(size: int) -> None:
         values = np.linalg.eigvalsh(covariance)
         found.append(0.5 * float(np.log2(np.diag(covariance)).mean() - np.log2(values).mean()))
     assert chance_bits([Term(np.eye(size), 20 * size, None, 1.0)]) == pytest.approx(np.mean(found), rel=0.1)
+
+
+@pytest.mark.parametrize("weights, inputs", [(-80, 0), (80, 0), (-60, -90), (60, 90)])
+def test_axes_do_not_depend_on_units(weights: int, inputs: int) -> None:
+    """Weights and inputs times powers of two, the water with them: float32 need not hold their squares."""
+    rng, size = np.random.default_rng(6), 12
+    spread, moment = 2.0 ** rng.normal(0, 1.5, size), np.cov(rng.normal(size=(size, 90)))
+    rows, columns = rng.normal(size=(300, size)) * spread, rng.normal(size=(300, size))
+    reader, writer = term(rows, moment), term(columns, None, 3.0)
+    scale, read = 4.0**weights, 4.0**inputs
+    scaled = [
+        Term(reader.covariance * scale, reader.count, moment * read, 1.0),
+        Term(writer.covariance * scale, writer.count, None, writer.level * read),
+    ]
+    axes, other = joint([reader, writer], 0.05, 0), joint(scaled, 0.05 * scale * read, 0)
+    np.testing.assert_allclose(axes, other, atol=1e-5)
+    assert estimated_bits(other, scaled, 0.05 * scale * read) == pytest.approx(
+        estimated_bits(axes, [reader, writer], 0.05), abs=1e-6
+    )

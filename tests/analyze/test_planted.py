@@ -78,6 +78,22 @@ def test_iid_weights_do_not_bear_a_claim_out(name: str, unplanted: dict[str, Fin
     assert unplanted[name].verdict == "does not hold", unplanted[name]
 
 
+def test_dimensions_of_both_estimators_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subjects, "SPACES", 1)
+    finding = found(
+        subject_of(planted.plant(tmp_path / "model", planted.curved), planted.random_text()), "low-intrinsic-dimension"
+    )
+    clouds = [row for row in finding.details["clouds"].values() if "refused" not in row]
+    assert clouds and finding.value is not None
+    for row in (finding.details, *clouds):
+        assert row["twonn"] != row["mle"]
+        for one in (row["twonn"], row["mle"]):
+            for key in ("dimension", "ratio"):
+                low, high = one[f"{key}_interval"]
+                assert low < one[key] < high
+            assert one["ratio"] <= finding.value or row is not finding.details
+
+
 def test_dimension_is_refused_where_points_are_few(unplanted: dict[str, Finding]) -> None:
     finding = unplanted["low-intrinsic-dimension"]
     assert finding.verdict == "undecided" and finding.value is None

@@ -8,7 +8,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,52 @@ def test_a_pass_that_fails_leaves_the_model_usable(compressed_llama: Path) -> No
         with pytest.raises(IndexError):
             model(torch.full((1, 3), 1000))
         assert torch.equal(model(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("place", ["model.embed_tokens", "model.layers.1.mlp", "lm_head"])
+def test_a_pass_that_is_interrupted_leaves_the_model_usable(compressed_llama: Path, place: str) -> None:
+    model = trueaxis.load(compressed_llama, resident="compressed")
+    expected = model(IDS).logits
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    module = model.get_submodule(place)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(type(module), "__getattr__", interrupt)  # by which it reaches its weights
+        model(IDS)
+    assert torch.equal(model(IDS).logits, expected)
+    assert isinstance(model.model.layers[1].mlp.up_proj.weight, Deferred)
+
+
+def test_an_interrupted_wait_for_weights_leaves_the_model_usable(
+    compressed_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = trueaxis.load(compressed_llama, resident="compressed")
+    expected = model(IDS).logits
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Future, "result", interrupt)
+        model(IDS)
+    assert torch.equal(model(IDS).logits, expected)
+
+
+def test_a_nested_call_is_refused_and_the_pass_goes_on(compressed_llama: Path) -> None:
+    model = trueaxis.load(compressed_llama, resident="compressed")
+    expected, refused = model(IDS).logits, []
+
+    def nested(*_: Any) -> None:
+        try:
+            model.model.layers[0](torch.zeros(1, 2, 64))
+        except TrueaxisError as error:
+            refused.append(str(error))
+
+    model.model.layers[0].mlp.register_forward_pre_hook(nested)
+    assert torch.equal(model(IDS).logits, expected)
+    assert len(refused) == 1 and "one pass at a time" in refused[0]
 
 
 def test_two_passes_at_once_are_refused(compressed_llama: Path) -> None:

@@ -72,7 +72,7 @@ def estimated_bits(axes: Array, terms: Sequence[Term], water: float, threads: in
     import torch
 
     turned = torch.from_numpy(axes.astype(np.float32, order="C"))
-    return _total_bits(_levels(turned, _Stacked(terms, threads), water))
+    return _total_bits(_levels(turned, _Stacked(terms, water, threads)))
 
 
 def identity(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
@@ -132,10 +132,10 @@ def joint(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> A
     starts = [axes(terms, water, seed, threads) for axes in (identity, pca_weights, pca_metric, pca_joint)]
     together = gathered(terms)  # which start is best is plain enough from these
     start = min(starts, key=lambda axes: estimated_bits(axes, together, water, threads))
-    stacked = _Stacked(terms, threads)
-    point = _point(torch.from_numpy(start.astype(np.float32, order="C")), stacked, water)
+    stacked = _Stacked(terms, water, threads)
+    point = _point(torch.from_numpy(start.astype(np.float32, order="C")), stacked)
     for _ in range(ITERATIONS):
-        found = _searched(point, stacked, water)
+        found = _searched(point, stacked)
         if found is None:
             break
         before, point = point.bits, found
@@ -163,7 +163,7 @@ def gathered(terms: Sequence[Term]) -> list[Term]:
     found = []
     for alike in shared.values():
         count, worth = sum(term.count for term in alike), sum(term.count * term.level for term in alike)
-        covariance = np.sum([term.count * term.level * term.covariance for term in alike], axis=0) / max(worth, TINY)
+        covariance = np.sum([term.count * term.level * term.covariance for term in alike], axis=0) / (worth or 1.0)
         found.append(Term(covariance, count, alike[0].moment, worth / max(count, 1)))
     return found
 
@@ -231,35 +231,43 @@ def _orthogonal(axes: torch.Tensor) -> Array:
 
 
 class _Group(NamedTuple):
-    """Terms that share a moment, in float32: H [n, n] or None, level·S [t, n, n], counts over all weights [t]."""
+    """Terms that share a moment, in float32: what a direction is worth [n, n], or in every one alike; level·S [t, n, n]
+    in units that make up for it; counts over all weights [t]."""
 
-    moment: torch.Tensor | None
+    worth: torch.Tensor | float
     covariances: torch.Tensor
     counts: torch.Tensor
 
 
 class _Stacked:
-    """Terms gathered by the moment they share; groups are worked on side by side, and summed in order."""
+    """Terms gathered by the moment they share; groups are worked on side by side, and summed in order.
 
-    def __init__(self, terms: Sequence[Term], threads: int) -> None:
-        import torch
+    A moment over the water has no sizes that float32 could not hold: powers of two are moved to the covariances.
+    """
 
+    def __init__(self, terms: Sequence[Term], water: float, threads: int) -> None:
         self.threads, weights = threads, sum(term.count for term in terms) * _size(terms)
         shared: dict[int, list[Term]] = {}
         for term in terms:
             shared.setdefault(id(term.moment), []).append(term)
-        self.groups = [
-            _Group(
-                None if group[0].moment is None else torch.from_numpy(group[0].moment).float(),
-                torch.from_numpy(np.stack([term.covariance * term.level for term in group])).float(),
-                torch.tensor([float(term.count) for term in group]) / weights,
-            )
-            for group in shared.values()
-        ]
+        self.groups = [_group(group, water, weights) for group in shared.values()]
+
+
+def _group(terms: Sequence[Term], water: float, weights: int) -> _Group:
+    import torch
+
+    level, octaves = math.frexp(water)
+    moment, size = (1.0, 0) if terms[0].moment is None else in_float32(terms[0].moment)
+    energies = [np.ldexp(term.covariance * term.level, size - octaves) for term in terms]
+    return _Group(
+        moment / level,
+        torch.from_numpy(np.stack(energies)).float(),
+        torch.tensor([float(term.count) for term in terms]) / weights,
+    )
 
 
 class _Level(NamedTuple):
-    """Of a group: its counts [t], energies along the axes [t, n], their worth in steps² [n], fed-back error in
+    """Of a group: its counts [t], energies along the axes [t, n], what makes steps² of them [n], fed-back error in
     steps² [t, n], and the group's bits per weight of all."""
 
     counts: torch.Tensor
@@ -269,23 +277,23 @@ class _Level(NamedTuple):
     bits: torch.Tensor
 
 
-def _level(axes: torch.Tensor, group: _Group, water: float) -> _Level:
+def _level(axes: torch.Tensor, group: _Group) -> _Level:
     """Differentiable in the axes: what is linear in them is multiplied by S or H once, and never again backward."""
     import torch
 
     fixed = axes.detach()
     energies = ((fixed @ group.covariances) * (2 * axes - fixed)).sum(dim=2).clamp_min(0)  # rᵀSr has the gradient 2Sr
-    if group.moment is None:
-        worth, fed_back = torch.full_like(energies[0], 1 / water), torch.zeros_like(energies)
+    if isinstance(group.worth, float):
+        worth, fed_back = torch.full_like(energies[0], group.worth), torch.zeros_like(energies)
     else:
-        worth, fed_back = _fed_back(axes, group.moment / water, energies)
+        worth, fed_back = _fed_back(axes, group.worth, energies)
     steps = energies * worth + fed_back
     cost = 0.5 * torch.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
     return _Level(group.counts, energies, worth, fed_back, (group.counts[:, None] * cost).sum())
 
 
-def _levels(axes: torch.Tensor, stacked: _Stacked, water: float) -> list[_Level]:
-    return ordered_map(lambda group: _level(axes, group, water), stacked.groups, stacked.threads)
+def _levels(axes: torch.Tensor, stacked: _Stacked) -> list[_Level]:
+    return ordered_map(lambda group: _level(axes, group), stacked.groups, stacked.threads)
 
 
 def _total_bits(levels: Sequence[_Level]) -> float:
@@ -304,6 +312,14 @@ def _fed_back(axes: torch.Tensor, moment: torch.Tensor, energies: torch.Tensor) 
     errors = sorted_energies / (1 + ERRORS * sorted_energies * worth)
     back = torch.argsort(order)
     return worth[back], (errors @ squares.tril(-1))[:, back]
+
+
+def in_float32(moment: Array) -> tuple[torch.Tensor, int]:
+    """A moment [n, n] of any size over the power of two that brings it to about 1, and the exponent of that."""
+    import torch
+
+    octaves = math.frexp(float(np.diag(moment).mean()))[1]
+    return torch.from_numpy(np.ldexp(moment, -octaves)).float(), octaves
 
 
 def damped_factor(moment: torch.Tensor) -> torch.Tensor:
@@ -328,9 +344,9 @@ class _Point(NamedTuple):
     bits: float
 
 
-def _point(axes: torch.Tensor, stacked: _Stacked, water: float) -> _Point:
+def _point(axes: torch.Tensor, stacked: _Stacked) -> _Point:
     leaf = axes.clone().requires_grad_(True)
-    levels = _levels(leaf, stacked, water)
+    levels = _levels(leaf, stacked)
     return _Point(leaf, levels, _total_bits(levels))
 
 
@@ -355,7 +371,7 @@ def _direction(point: _Point, threads: int) -> torch.Tensor:
         return (-slope / curvature.abs().clamp_min(floor)).clamp(-LARGEST_ANGLE, LARGEST_ANGLE)
 
 
-def _searched(point: _Point, stacked: _Stacked, water: float) -> _Point | None:
+def _searched(point: _Point, stacked: _Stacked) -> _Point | None:
     """Axes turned along a direction of descent (Cayley's map), by as much as lowers the bits; None if nothing does."""
     import torch
 
@@ -363,7 +379,7 @@ def _searched(point: _Point, stacked: _Stacked, water: float) -> _Point | None:
     identity, size = torch.eye(axes.shape[0]), 1.0
     for _ in range(HALVINGS):
         half = 0.5 * size * direction
-        found = _point(torch.linalg.solve(identity - half, (identity + half) @ axes), stacked, water)
+        found = _point(torch.linalg.solve(identity - half, (identity + half) @ axes), stacked)
         if found.bits < point.bits:
             return found
         size /= 3

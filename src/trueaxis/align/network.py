@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor
+from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor, in_float32
 from trueaxis.align.maps import Map, moment, on_columns, on_rows, permutation
 from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import metric_for
@@ -358,10 +358,10 @@ def _conditional_energies(metric: Metric) -> Array:
         return np.empty(0)
     import torch
 
-    moment = torch.from_numpy(second_moment).float()
+    moment, octaves = in_float32(second_moment)
     order = torch.argsort(moment.diagonal(), descending=True, stable=True)
     factor = damped_factor(moment[order][:, order])
-    return factor.diagonal().double().square()[torch.argsort(order)].numpy()
+    return np.ldexp(factor.diagonal().double().square()[torch.argsort(order)].numpy(), octaves)
 
 
 def merged(terms: Sequence[Sequence[Term]]) -> list[Term]:

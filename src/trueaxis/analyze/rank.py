@@ -11,11 +11,13 @@ inverses after MacKay & Ghahramani 2005.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from trueaxis.analyze.claim import Claim, Measured
+from trueaxis.analyze.halves import interval
 from trueaxis.parallel import ordered_map
 from trueaxis.types import Array, Weight
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 NEIGHBOURS = 10
 SAMPLES_PER_DIMENSION = 10
 LARGEST_SAMPLE = 2048
+ESTIMATORS = ("twonn", "mle")
 
 
 def effective_rank(matrix: Array) -> float:
@@ -78,13 +81,17 @@ def low_effective_rank(subject: Subject) -> Measured:
 def low_intrinsic_dimension(subject: Subject) -> Measured:
     """Median over point clouds of the dimension over that of Gaussian points; the larger of both estimators'."""
     clouds = {f"{weight.name} {side}": points for weight in subject.sampled for side, points in _sides(subject, weight)}
-    found = ordered_map(lambda points: _cloud(subject, points), clouds.values(), subject.threads)
-    details = {"clouds": {name: row for name, (_, row) in zip(clouds, found, strict=True)}}
-    measured = [values for values, _ in found if values is not None]
+    rows = ordered_map(lambda points: _cloud(subject, points), clouds.values(), subject.threads)
+    details: dict[str, Any] = {"clouds": {name: row.told() for name, row in zip(clouds, rows, strict=True)}}
+    measured = [row for row in rows if row.refused is None]
     if not measured:
         reason = f"no matrix has {SAMPLES_PER_DIMENSION} rows or channels per dimension found"
         return Measured(None, details, reason)
-    return Measured(np.median(measured, axis=0), details)
+    medians = _Cloud(
+        {name: np.median([row.found[name] for row in measured], axis=0) for name in ESTIMATORS},
+        {name: np.median([row.ratios[name] for row in measured], axis=0) for name in ESTIMATORS},
+    )
+    return Measured(np.median([row.larger(row.ratios) for row in measured], axis=0), medians.told() | details)
 
 
 def _sides(subject: Subject, weight: Weight) -> list[tuple[str, Array]]:
@@ -92,23 +99,53 @@ def _sides(subject: Subject, weight: Weight) -> list[tuple[str, Array]]:
     return [("rows", matrix), ("channels", matrix.T)]
 
 
-def _cloud(subject: Subject, points: Array) -> tuple[Array | None, dict[str, Any]]:
-    """Ratios [8] of a cloud, or None where it has too few points; and what was found."""
-    ratios, dimension, size = [], [], 0
-    for half in subject.halves:
-        chosen = points[half.rows(points.shape[0])][:LARGEST_SAMPLE]
-        size = chosen.shape[0]
-        try:
-            own = dimensions(chosen)
-            stand_in = dimensions(np.random.default_rng(half.number).normal(size=chosen.shape))
-        except ValueError as error:
-            return None, {"refused": str(error)}
-        dimension.append(max(own.values()))
-        ratios.append(max(own[name] / stand_in[name] for name in own))
-    row = {"dimension": float(np.mean(dimension)), "points": size, "ratio": float(np.mean(ratios))}
-    if size < SAMPLES_PER_DIMENSION * np.mean(dimension):
-        return None, row | {"refused": f"{size} points, under {SAMPLES_PER_DIMENSION} per dimension"}
-    return np.array(ratios), row
+@dataclass(frozen=True, eq=False)
+class _Cloud:
+    """What both estimators say of points, or of several clouds.
+
+    Attributes:
+        found: Name of an estimator → dimensions [8], one per half.
+        ratios: The same, over those of Gaussian points.
+        points: Of a half.
+        refused: Why they serve no verdict.
+    """
+
+    found: dict[str, Array]
+    ratios: dict[str, Array]
+    points: int | None = None
+    refused: str | None = None
+
+    def larger(self, values: dict[str, Array]) -> Array:
+        """On every half the larger of both estimators'."""
+        return np.max([values[name] for name in ESTIMATORS], axis=0)
+
+    def told(self) -> dict[str, Any]:
+        """JSON: of either estimator the mean over the halves and its 95 % interval."""
+        known = {
+            name: {
+                "dimension": float(self.found[name].mean()), "dimension_interval": interval(self.found[name]),
+                "ratio": float(self.ratios[name].mean()), "ratio_interval": interval(self.ratios[name]),
+            }
+            for name in self.found
+        }  # fmt: skip
+        told = {**known, "points": self.points, "refused": self.refused}
+        return {key: value for key, value in told.items() if value is not None}
+
+
+def _cloud(subject: Subject, points: Array) -> _Cloud:
+    """Of rows, or of channels, on every half of them."""
+    halves = [points[half.rows(points.shape[0])][:LARGEST_SAMPLE] for half in subject.halves]
+    size = halves[-1].shape[0]
+    try:
+        own = [dimensions(chosen) for chosen in halves]
+        stand_ins = [dimensions(np.random.default_rng(n).normal(size=half.shape)) for n, half in enumerate(halves)]
+    except ValueError as error:
+        return _Cloud({}, {}, refused=str(error))
+    found = {name: np.array([one[name] for one in own]) for name in ESTIMATORS}
+    cloud = _Cloud(found, {name: found[name] / [one[name] for one in stand_ins] for name in ESTIMATORS}, size)
+    if size < SAMPLES_PER_DIMENSION * cloud.larger(found).mean():
+        return replace(cloud, refused=f"{size} points, under {SAMPLES_PER_DIMENSION} per dimension")
+    return cloud
 
 
 CLAIMS = (

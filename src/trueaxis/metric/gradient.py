@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from trueaxis.journal import NO_JOURNAL, NoJournal
@@ -34,7 +35,7 @@ from trueaxis.metric.whitening import Whitening
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
 from trueaxis.parallel import default_threads, one_thread
-from trueaxis.types import Array, Weight
+from trueaxis.types import Array, CheckpointError, Weight
 
 TOKEN_LIMIT = 16_384
 BATCH_TOKENS = 1024
@@ -86,6 +87,9 @@ def measure_gradients(
 
     Returns:
         The sums; none for a model without logits over a vocabulary, which has no KL.
+
+    Raises:
+        CheckpointError: Gradients are not finite.
     """
     if (entry := journal.recall("gradients")) is not None:
         return Gradients(dict(entry.arrays), *entry.facts)
@@ -118,6 +122,7 @@ def measure_gradients(
     count = int(sum(ids.numel() for ids in batches))
     told = _sensitivities(listeners, whitening, heard, count)
     gradients = Gradients(_sums(listeners, heard, labels), count, told)
+    _check_range(checkpoint, gradients)
     journal.keep("gradients", gradients.sums, [gradients.tokens, gradients.sensitivities])
     recalled.forget()
     return gradients
@@ -147,6 +152,16 @@ def _sensitivities(listeners: Sequence[Listener], whitening: Whitening, heard: H
         for one in listeners
         if heard.energies.get(one.key) and whitening.freedom(one.weight)  # inputs whose squares vanish have none
     }
+
+
+def _check_range(checkpoint: Checkpoint, gradients: Gradients) -> None:
+    """Refuses matrices so large or small against those around them that gradients do not tell what they matter."""
+    for key, found in (*gradients.sensitivities.items(), *gradients.sums.items()):
+        if not np.isfinite(found).all():
+            raise CheckpointError(
+                f"{key}: gradients of {checkpoint.path} are not finite in float32; bring its weights, and those of the "
+                "layers next to it, to ordinary sizes"
+            )
 
 
 class _Recalled:

@@ -137,7 +137,7 @@ class Streams(nn.Module):
         self._slots = [Slot(buffer, decoder.mark()) for buffer in buffers]
         self._worker = ThreadPoolExecutor(1, "trueaxis-decode")
         self._lock = threading.RLock()
-        self._thread = 0  # that runs a block
+        self._call: object = None  # of the block that runs
         self._running: Block | None = None
         self._latest: Block | None = None
         self._in_state: weakref.WeakValueDictionary[int, torch.Tensor] = weakref.WeakValueDictionary()
@@ -152,19 +152,18 @@ class Streams(nn.Module):
         modules = dict(model.named_modules())
         for block in self._blocks:
             module = modules[block.name]
-            module.register_forward_pre_hook(_before(self, block), with_kwargs=True)
-            module.register_forward_hook(_after(self, block), always_call=True)
+            module.forward = _fed(self, block, module)
             for owner in dict.fromkeys(owner() for owner, _, _ in block.places):
                 if owner is not None:
                     owner.register_state_dict_post_hook(_in_state(self))
         model._modules = {"streams": self, **model._modules}  # first: refuses before anything has changed
 
-    def enter(self, block: Block, arguments: Any) -> None:
-        """Before a block runs: its weights are there, and the next one's are on their way."""
+    def enter(self, block: Block, call: object, arguments: Any) -> None:
+        """Before a call of a block: its weights are there, and the next one's are on their way."""
         with self._lock:
-            self._enter(block, arguments)
+            self._enter(block, call, arguments)
 
-    def _enter(self, block: Block, arguments: Any) -> None:
+    def _enter(self, block: Block, call: object, arguments: Any) -> None:
         if self._running is not None:
             raise TrueaxisError(
                 f"{block.name}: {self._running.name} still runs; coded weights serve one pass at a time"
@@ -182,16 +181,15 @@ class Streams(nn.Module):
         block.put(weights)
         if self._latest is not None:
             self._latest.follower = block
-        self._running = self._latest = block
-        self._thread = threading.get_ident()
+        self._call, self._running, self._latest = call, block, block
         if block.follower is not None:
             self._slot_of(block.follower)
 
-    def leave(self, block: Block) -> None:
-        """After a block ran, or failed, or was refused because another thread runs it."""
+    def leave(self, block: Block, call: object) -> None:
+        """After a call that ended, or failed, or was refused because another one runs."""
         with self._lock:
-            if self._running is block and self._thread == threading.get_ident():
-                self._running = None
+            if self._call is call:
+                self._call = self._running = None
                 self._slot_of(block).left = self._decoder.mark()
                 block.put({})
 
@@ -330,22 +328,20 @@ def _blocks(model: nn.Module) -> Iterator[Block]:
             yield Block(name, places)
 
 
-def _before(streams: Streams, block: Block) -> Any:
-    """The hook that runs outside of compiled graphs."""
+def _fed(streams: Streams, block: Block, module: nn.Module) -> Callable[..., Any]:
+    """Forward of a module whose weights are there meanwhile; hooks would not see a pass that Ctrl-C ends."""
+    forward, owner = type(module).forward, weakref.ref(module)  # bound, it would keep the module alive
 
-    @torch.compiler.disable
-    def hook(module: nn.Module, arguments: Any, options: Any) -> None:
-        streams.enter(block, (*arguments, *options.values()))
+    @torch.compiler.disable(recursive=False)
+    def fed(*arguments: Any, **options: Any) -> Any:
+        call = object()
+        try:
+            streams.enter(block, call, (*arguments, *options.values()))
+            return forward(owner(), *arguments, **options)
+        finally:
+            streams.leave(block, call)
 
-    return hook
-
-
-def _after(streams: Streams, block: Block) -> Any:
-    @torch.compiler.disable
-    def hook(module: nn.Module, arguments: Any, result: Any) -> None:
-        streams.leave(block)
-
-    return hook
+    return fed
 
 
 def _in_state(streams: Streams) -> Any:

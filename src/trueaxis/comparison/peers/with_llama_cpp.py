@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
-import gguf  # type: ignore[import-not-found]
 import llama_cpp  # type: ignore[import-not-found]
 import numpy as np
 import torch
 from dense import Tensors, tell, write_dense
+from gguf_tensors import Places, read_tensors
 
 BLOCK = 256  # columns that a K- or IQ-quant takes at once
 FALLBACKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "F16", "F32")
@@ -45,24 +45,14 @@ def quantize(folder: Path, out: Path, kind: int) -> None:
         raise RuntimeError(f"llama_model_quantize gave {status}")
 
 
-def decoded(file: Path, places: dict[str, tuple[str, int, float]]) -> tuple[Tensors, list[str]]:
+def decoded(file: Path, places: Places) -> tuple[Tensors, list[str]]:
     """Tensors by their names in the checkpoint, and those of another type than was asked for."""
     tensors, fallbacks = {}, []
-    for one in gguf.GGUFReader(file).tensors:
-        if one.name not in places:  # frequencies of positions, which are no weights
-            continue
-        name, heads, offset = places[one.name]
-        values = gguf.quants.dequantize(one.data, one.tensor_type).astype(np.float32) - np.float32(offset)
-        tensors[name] = torch.from_numpy(apart(values, heads) if heads else values)
-        if values.ndim == 2 and one.tensor_type.name in FALLBACKS:
-            fallbacks.append(f"{name}: {values.shape[1]} columns are no multiple of {BLOCK}, {one.tensor_type.name}")
+    for name, values, kind in read_tensors(file, places):
+        tensors[name] = torch.from_numpy(values)
+        if values.ndim == 2 and kind in FALLBACKS:
+            fallbacks.append(f"{name}: {values.shape[1]} columns are no multiple of {BLOCK}, {kind}")
     return tensors, fallbacks
-
-
-def apart(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows in the order of the checkpoint again: what export/gguf.py put side by side, in halves."""
-    pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
 if __name__ == "__main__":
