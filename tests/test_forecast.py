@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +90,8 @@ def test_work_follows_shapes_and_recipe() -> None:
 
 
 def test_seconds_are_units_times_work() -> None:
-    units = Units(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
-    assert units.seconds(Work(1.0, factors=1.0, read=10.0)) == 73.0
+    units = Units(**{one.name: float(number) for number, one in enumerate(fields(Units), start=1)})
+    assert units.seconds(Work(1.0, doubles=1.0, read=10.0)) == 1.0 + 2.0 + 10.0 * len(fields(Units))
     assert Work(1.0) + Work(2.0, coded=3.0) == Work(3.0, coded=3.0)
+    assert 2.0 * Work(1.0, turned=3.0) == Work(2.0, turned=6.0)
+    assert [one.name for one in fields(Units)] == [one.name for one in fields(Work)]

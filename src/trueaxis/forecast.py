@@ -13,7 +13,7 @@ from typing import Any
 
 from trueaxis.divergence import ASSUMED_BITS
 from trueaxis.metric.calibrate import minimum_tokens
-from trueaxis.metric.source import read_tokens
+from trueaxis.metric.source import read_tokens, text_length
 from trueaxis.model.architecture import architecture
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route, trace
@@ -82,8 +82,8 @@ def forecast(
         calibration, recipe, threads, memory: As in `compress`.
 
     Returns:
-        A Forecast. Memory and sizes are good to a quarter or so. So is time for models of a hundred million parameters
-        and more, as long as nothing else runs; small models take longer than is said, since every step has its cost.
+        A Forecast. Memory and sizes are good to a quarter or so. So is the time in all, as long as nothing else runs;
+        preparation of small models takes longer than is said, since every step has its cost.
 
     Raises:
         TrueaxisError: Bad input, by name.
@@ -94,15 +94,16 @@ def forecast(
     """
     chosen, checkpoint = find_recipe(recipe), Checkpoint.open(model)
     weights, workers = trace(checkpoint), threads or default_threads()
-    extent = extent_of(weights, len(route(checkpoint).blocks))
-    read = [ids.size for ids in read_tokens(checkpoint.path, calibration)]
-    tokens = sum(read) or minimum_tokens(weights)
+    extent = extent_of(weights, len(route(checkpoint).blocks), _heads(checkpoint.config))
+    read = read_tokens(checkpoint.path, calibration)
+    tokens = sum(ids.size for ids in read) or minimum_tokens(weights)
+    length = max((ids.shape[1] for ids in read), default=text_length(checkpoint.path))
     target = size if size is not None else checkpoint.bytes_at(ASSUMED_BITS if bits is None else bits)
     units = measure_units(spread(extent, SHAPES), extent.vocabulary, chosen)
     most = side_by_side(extent, tokens)
     seconds = {
         stage: units.seconds(work) / min(workers, most[stage])
-        for stage, work in work_of(extent, chosen, tokens).items()
+        for stage, work in work_of(extent, chosen, tokens, length).items()
     }
     share = (available_memory() if memory is None else memory) * SHARE
     stages = holding_of(extent, chosen, tokens, workers, target).values()
@@ -126,6 +127,12 @@ def smallest_bytes(extent: Extent) -> int:
         extent: Of the model.
     """
     return round(HEADER_BYTES + sum((one.m + one.n) * one.count for one in extent.matrices) * SIDE_BITS / 8)
+
+
+def _heads(config: Mapping[str, Any]) -> int:
+    """Key-value heads of a block, as far as the configuration says."""
+    found = config.get("num_key_value_heads") or config.get("num_attention_heads")
+    return found if isinstance(found, int) else 0
 
 
 def _own_memory(config: Mapping[str, Any]) -> int:

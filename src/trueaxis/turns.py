@@ -210,7 +210,6 @@ class Turns:
         self._made += 1
         matrices = [(job.coded, self._found[job.coded.name]) for job in self._course.jobs]
         counts = sum((count_symbols([matrix]) for _, matrix in matrices), start=count_symbols([]))
-        self._course.progress("drift", len(blocks) + 1, len(blocks) + 1)
         files = self._course.write(matrices, fit_tables(counts, self._tables.offsets))
         self._expected = self._allowance.bits
         self._fixed = 8.0 * files.file_bytes - sum(map(self._bits, self._found.values()))

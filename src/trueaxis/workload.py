@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from trueaxis.align.residual import DEPTH_GROUPS
 from trueaxis.drift import BATCH_TOKENS as DRIFT_BATCH
 from trueaxis.drift import KEPT_TOKENS
 from trueaxis.metric.gradient import BATCH_TOKENS as GRADIENT_BATCH
@@ -31,6 +32,9 @@ from trueaxis.types import Weight
 
 PASSES = 3
 PILOTS = 3
+POINTS = 10  # axes of one space that are judged until none are better
+SPECTRA = 12.0  # n³ of the principal axes that the search starts from: four, with their vectors
+EXPERT_SOLVES = 5  # [n, n] that a shift of an expert costs as much as: three solves, and products of its halves
 EXPERT_SUMS = 10  # [n, n] in float64 while an expert's drift is corrected: two halves, what each and both say
 CHOSEN = 2  # experts that a token is taken to go to
 STAGES = ("calibrate", "gradients", "sensitivity", "prepare", "search", "drift", "write, verify")
@@ -65,6 +69,7 @@ class Extent:
         vocabulary: Rows of the head; 0 for none.
         exact: Weights of the tensors that are not quantized.
         groups: Of experts that are measured together: a few in each block that has any.
+        heads: Key-value heads of all blocks, each with axes of its own; 0 where they are not known.
     """
 
     matrices: tuple[Matrix, ...]
@@ -74,6 +79,7 @@ class Extent:
     vocabulary: int
     exact: int = 0
     groups: int = 0
+    heads: int = 0
 
     @property
     def weights(self) -> int:
@@ -84,6 +90,11 @@ class Extent:
     def active(self) -> float:
         """Weights that a token is multiplied by, the head left out."""
         return sum(one.m * one.n * one.count * one.share for one in self.matrices if one.role == "linear")
+
+    @property
+    def outputs(self) -> float:
+        """Numbers that matrices put out for a token, the head left out."""
+        return sum(one.m * one.count * one.share for one in self.matrices if one.role == "linear")
 
     @property
     def head(self) -> int:
@@ -103,12 +114,13 @@ class Extent:
         return self.groups + sum(one.count for one in self.matrices if one.share == 1.0)
 
 
-def extent_of(weights: Iterable[Weight], blocks: int) -> Extent:
+def extent_of(weights: Iterable[Weight], blocks: int, heads: int = 0) -> Extent:
     """The extent of a checkpoint; every expert counts as reading its share of the tokens alone.
 
     Args:
         weights: From `trace`.
         blocks: Of the model; 0 where they are not known.
+        heads: Key-value heads of a block.
     """
     known = list(weights)
     coded = [weight for weight in known if weight.role != "exact"]
@@ -126,7 +138,8 @@ def extent_of(weights: Iterable[Weight], blocks: int) -> Extent:
     exact = sum(weight.size for weight in known if weight.role == "exact")
     width = outer.shape[1] if outer else max((one.n for one in matrices), default=0)
     groups = len({weight.group for weight in coded if weight.group is not None})
-    return Extent(matrices, tuple(spaces.values()), blocks, width, outer.shape[0] if outer else 0, exact, groups)
+    vocabulary = outer.shape[0] if outer else 0
+    return Extent(matrices, tuple(spaces.values()), blocks, width, vocabulary, exact, groups, blocks * heads)
 
 
 @dataclass(frozen=True)
@@ -135,18 +148,28 @@ class Work:
 
     Attributes:
         products: Multiplications and additions in products of float32 matrices.
-        factors: Of float64 in products, triangular solves and Cholesky factors.
-        spectra: Σ n³ over eigendecompositions of [n, n] in float64.
+        doubles: Of float64 in products and solves.
+        factors: In Cholesky factors of float64.
+        spectra: Σ n³ over eigenvalues of [n, n] in float64.
         logits: Logits made into probabilities and compared.
+        drawn: Logits that labels are drawn from, and differentiated.
+        passed: Numbers that go through activations, norms and sums.
+        attended: Multiplications and additions between queries, keys and values.
+        turned: Searches for axes of a single head.
         rounded: Weights rounded along a trellis, without the products of the feedback.
         coded: Weights entropy-coded or decoded.
         read: Bytes of the checkpoint read and widened.
     """
 
     products: float = 0.0
+    doubles: float = 0.0
     factors: float = 0.0
     spectra: float = 0.0
     logits: float = 0.0
+    drawn: float = 0.0
+    passed: float = 0.0
+    attended: float = 0.0
+    turned: float = 0.0
     rounded: float = 0.0
     coded: float = 0.0
     read: float = 0.0
@@ -154,55 +177,112 @@ class Work:
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Work)))
 
+    def __rmul__(self, times: float) -> Work:
+        return Work(*(times * getattr(self, one.name) for one in fields(Work)))
 
-def work_of(extent: Extent, recipe: Recipe, tokens: int) -> dict[str, Work]:
+
+class _Token(NamedTuple):
+    """Work of one token: forward through the blocks, back through them to their inputs, and through the head."""
+
+    forward: Work
+    back: Work
+    head: Work
+
+
+def work_of(extent: Extent, recipe: Recipe, tokens: int, length: int = TEXT_LENGTH) -> dict[str, Work]:
     """Work of every stage that a recipe has.
 
     Args:
         extent: Of the model.
         recipe: Its stages.
         tokens: Of calibration text.
+        length: Of its sequences.
     """
-    m2 = sum(one.count * one.share * one.m**2 for one in extent.matrices if one.role == "linear")
-    n3 = sum(float(space.n) ** 3 for space in extent.spaces)
+    reading, token = Work(read=4.0 * extent.weights), _token(extent, min(length, tokens))
     seen_n2 = sum(space.share * space.n**2 for space in extent.spaces)
-    wide = sum(float(one.count) * one.m * one.n**2 for one in extent.matrices)  # m n²: W times a metric
-    forward, head, size = 2.0 * extent.active, 2.0 * extent.head, extent.weights
-    reading = Work(read=4.0 * size)
-    seen = min(tokens, SENSITIVITY_TOKENS)
-    again = extent.noised * 2 * seen  # tokens run with noise of both signs
-    share, factors = (0.5, 2 * wide + n3 / 3) if extent.groups else (1.0, 0.0)  # half of the blocks on average
-    found = {"calibrate": reading + Work(products=tokens * (forward + 2.0 * seen_n2))}
+    found = {"calibrate": reading + tokens * (token.forward + Work(2.0 * seen_n2))}
     if isinstance(recipe.metric, Fisher) or extent.vocabulary:
-        read = min(tokens, GRADIENT_TOKENS)
-        told, inverses = (0.0, 0.0) if extent.groups else (2.0 * seen_n2 + _compared(extent), 2 * n3 / 3)
-        found["gradients"] = reading + Work(
-            read * (3 * forward + 3 * head + 2.0 * m2 + told), inverses, logits=read * extent.vocabulary
-        )
-    noise = Work(again * (forward * share + head), factors, logits=float(again) * extent.vocabulary)
-    found["sensitivity"] = reading + noise
-    turned = not isinstance(recipe.align, Identity)
-    found["prepare"] = reading + Work(
-        factors=n3 / 3 + turned * (4 * n3 + 2.0 * size * extent.width), spectra=turned * 2.0 * extent.width**3
-    )
-    pilots = PILOTS if size >= 2 * ENOUGH_WEIGHTS else 0
-    rounds = PASSES * size + pilots * min(ENOUGH_WEIGHTS, size)
-    found["search"] = Work(wide * rounds / size, rounded=rounds, coded=2.0 * rounds)
+        found["gradients"] = reading + _gradients(extent, token, seen_n2, min(tokens, GRADIENT_TOKENS), length)
+    found["sensitivity"] = reading + _sensitivities(extent, token, min(tokens, SENSITIVITY_TOKENS))
+    found["prepare"] = reading + _preparation(extent, recipe)
+    found["search"] = _search(extent)
     if isinstance(recipe.drift, InTurn) and extent.blocks:
-        read = min(tokens, recipe.drift.tokens)
-        kept = min(tokens // 8, KEPT_TOKENS)
-        walked = read * (2 * forward + 2 * forward + 8.0 * seen_n2) + kept * 4 * (forward + head)
-        found["drift"] = reading + Work(
-            walked + 2 * wide, n3 * 4 + 2 * wide, logits=kept * 2.0 * extent.vocabulary, rounded=size, coded=2.0 * size
-        )
-    found["write, verify"] = reading + Work(factors=2 * wide, spectra=n3, coded=2.0 * size)
+        found["drift"] = reading + _drift(extent, recipe.drift, token, seen_n2, tokens)
+    spectra = sum(float(space.n) ** 3 for space in extent.spaces)
+    found["write, verify"] = reading + Work(doubles=2 * _wide(extent), spectra=spectra, coded=2.0 * extent.weights)
     return found
 
 
-def _compared(extent: Extent) -> float:
+def _token(extent: Extent, length: int) -> _Token:
+    attended = 4.0 * length * extent.width * extent.blocks
+    forward = Work(2.0 * extent.active, passed=extent.outputs, attended=attended)
+    back = Work(2.0 * extent.active, passed=2.0 * extent.outputs, attended=2.5 * attended)
+    return _Token(forward, back, Work(2.0 * extent.head))
+
+
+def _wide(extent: Extent) -> float:
+    """Σ m n²: matrices times metrics."""
+    return sum(float(one.count) * one.m * one.n**2 for one in extent.matrices)
+
+
+def _gradients(extent: Extent, token: _Token, seen_n2: float, tokens: int, length: int) -> Work:
+    """Forward twice and back, Σ g gᵀ, and unless a router chooses experts what was read, whitened and compared."""
+    m2 = sum(one.count * one.m**2 for one in extent.matrices if one.role == "linear" and one.share == 1.0)
+    n3 = sum(float(space.n) ** 3 for space in extent.spaces)
+    through = 2.0 * token.forward + token.back + 2.0 * token.head + Work(2.0 * m2, drawn=extent.vocabulary)
+    if extent.groups:
+        return tokens * through
+    told = Work(2.0 * seen_n2 + _compared(extent, length))
+    return tokens * (through + told) + Work(factors=n3 / 3, doubles=n3)
+
+
+def _sensitivities(extent: Extent, token: _Token, tokens: int) -> Work:
+    """The model as it is, then with noise of both signs, from the disturbed block on: half of them, on average."""
+    half = 0.5 if extent.groups else 1.0
+    passes, through = 2 * extent.noised, token.head + Work(logits=extent.vocabulary)
+    found = tokens * ((1 + passes * half) * token.forward + (1.0 + passes) * through)
+    if not extent.groups:
+        return found
+    n3 = sum(float(space.n) ** 3 for space in extent.spaces)
+    return found + Work(doubles=2 * _wide(extent), factors=n3 / 3)
+
+
+def _preparation(extent: Extent, recipe: Recipe) -> Work:
+    """Factors of metrics; axes of the residual stream and of heads, and everything in them."""
+    factors = Work(factors=sum(float(space.n) ** 3 for space in extent.spaces) / 3)
+    if isinstance(recipe.align, Identity):
+        return factors
+    cube, merged = float(extent.width) ** 3, min(1.0, DEPTH_GROUPS / max(extent.blocks, 1))  # of blocks that are alike
+    readers = sum(1 for space in extent.spaces if space.n == extent.width)
+    terms = sum(one.count for one in extent.matrices if extent.width in (one.m, one.n))
+    judged = POINTS * merged * (2.0 * terms + 10.0 * readers) * cube
+    small = (merged * readers + 1) / 2  # judging many moments takes as long as of so many heads, however narrow
+    covariances, moved = 2.0 * extent.weights * extent.width, 2.0 * extent.weights * extent.width + 4.0 * readers * cube
+    return factors + Work(judged + covariances, doubles=moved, spectra=SPECTRA * cube, turned=extent.heads + small)
+
+
+def _search(extent: Extent) -> Work:
+    size = extent.weights
+    pilots = PILOTS if size >= 2 * ENOUGH_WEIGHTS else 0
+    rounds = PASSES * size + pilots * min(ENOUGH_WEIGHTS, size)
+    return Work(_wide(extent) * rounds / size, rounded=rounds, coded=rounds)
+
+
+def _drift(extent: Extent, stage: InTurn, token: _Token, seen_n2: float, tokens: int) -> Work:
+    """Both models over the text, H̃ and C of every space, solves, one more rounding, and what came of it, twice."""
+    read, kept = min(tokens, stage.tokens), min(tokens // 8, KEPT_TOKENS)
+    n3 = sum(float(space.n) ** 3 * (1 if space.share == 1.0 else EXPERT_SOLVES) for space in extent.spaces)
+    walked = read * (2.0 * token.forward + Work(5.0 * seen_n2))
+    judged = kept * (4.0 * (token.forward + token.head) + Work(logits=2.0 * extent.vocabulary))
+    size, wide = extent.weights, _wide(extent)
+    solved = Work(wide, doubles=2 * wide + 3.0 * n3, rounded=size, coded=size)
+    return walked + judged + solved
+
+
+def _compared(extent: Extent, length: int) -> float:
     """Multiplications and additions per token that gradients of sequences take with what was read."""
     known = [one for one in extent.matrices if one.role != "embedding"]
-    return sum(2.0 * one.count * min(one.m * one.n, TEXT_LENGTH * (one.m + one.n)) for one in known)
+    return sum(2.0 * one.count * min(one.m * one.n, length * (one.m + one.n)) for one in known)
 
 
 def side_by_side(extent: Extent, tokens: int) -> dict[str, int]:
@@ -247,7 +327,7 @@ def holding_of(extent: Extent, recipe: Recipe, tokens: int, threads: int, target
     n2, size, d = sum(space.n**2 for space in extent.spaces), extent.weights, extent.width
     model = 4.0 * (size + extent.exact)
     blocks = max(extent.blocks, 1)
-    outputs = sum(one.m * one.count * one.share for one in extent.matrices if one.role == "linear") / blocks
+    outputs = extent.outputs / blocks
     sums, block_sums = 8.0 * n2, 8.0 * n2 / blocks
     m2 = sum(one.count * one.m**2 for one in extent.matrices if one.role == "linear" and one.share == 1.0)
     largest_sum = 12.0 * max((max(one.m, one.n) ** 2 for one in extent.matrices if one.role == "linear"), default=0)
