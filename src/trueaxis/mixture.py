@@ -41,62 +41,43 @@ class Shift(NamedTuple):
     stream: Array | None
 
 
-class Half(NamedTuple):
-    """Sums over one half of the tokens: lost x̃ᵀ [k, n] and x̃ x̃ᵀ [n, n], float64.
+def solved(cross: torch.Tensor, own: torch.Tensor, damping: float) -> Shift:
+    """The shift that sums over tokens call for.
 
-    Rows of the first beyond n are those of the residual stream.
+    Args:
+        cross: C − H̃ [n, n], and below it the part of the stream, if there is one; float64.
+        own: H̃ [n, n] float64; damped in place.
+        damping: δ as a share of the mean of its diagonal.
     """
+    size, found = len(own), _fitted(cross, own, damping).numpy()
+    return Shift(found[:size], found[size:] if len(found) > size else None)
+
+
+class Half(NamedTuple):
+    """Sums over one half of the tokens: lost x̃ᵀ [k, n] and x̃ x̃ᵀ [n, n], float64."""
 
     cross: torch.Tensor
     own: torch.Tensor
 
 
-NONE = Half(torch.zeros(()), torch.zeros(()))
+def foretold(halves: Sequence[Half], damping: float) -> Array:
+    """What maps x̃ to what was lost [k, n], as far as halves of the tokens agree about it; zero where they do not.
 
-
-def added(one: Half, other: Half) -> Half:
-    """Sums over the tokens of both."""
-    return Half(one.cross + other.cross, one.own + other.own)
-
-
-def foretold(halves: Sequence[Half], damping: float) -> Shift:
-    """What maps x̃ to what was lost, as far as halves of the tokens agree about it; zero where they do not.
-
-    The best factor s of what one half says, for the other, is found in closed form, of inputs and of the stream each;
-    its noise is that of half of the tokens, that of all of them calls for 2s / (1 + s).
-
-    Args:
-        halves: Two.
-        damping: δ as a share of the mean of the diagonal of x̃ x̃ᵀ.
+    The best factor s of what one half says, for the other, is found in closed form; its noise is that of half of the
+    tokens, that of all of them calls for 2s / (1 + s).
     """
-    one, other = halves
-    size, whole = len(one.own), _fitted(added(one, other), damping)
-    said = ((_fitted(one, damping), other), (_fitted(other, damping), one))
-    for part in (slice(size), slice(size, None)):
-        agreed = sum(float((found[part] * half.cross[part]).sum()) for found, half in said)
-        energy = sum(float((found[part] @ half.own * found[part]).sum()) for found, half in said)
-        factor = min(max(agreed / energy, 0.0), 1.0) if energy > 0 else 0.0
-        whole[part] *= 2 * factor / (1 + factor)
-    return Shift(whole[:size].numpy(), whole[size:].numpy() if len(whole) > size else None)
+    one, other = (_fitted(half.cross, half.own.clone(), damping) for half in halves)
+    agreed = sum(float((a * half.cross).sum()) for a, half in zip((other, one), halves, strict=True))
+    energy = sum(float((a @ half.own * a).sum()) for a, half in zip((other, one), halves, strict=True))
+    factor = min(max(agreed / energy, 0.0), 1.0) if energy > 0 else 0.0
+    whole = _fitted(halves[0].cross + halves[1].cross, halves[0].own + halves[1].own, damping)
+    return (2 * factor / (1 + factor) * whole).numpy()
 
 
-def summed_apart(lost: torch.Tensor, drifted: torch.Tensor, first: int) -> list[Half]:
-    """Sums over the first tokens, and over those after them.
-
-    Args:
-        lost: [tokens, k].
-        drifted: x̃ [tokens, n].
-        first: How many.
-    """
-    parts = (slice(first), slice(first, None))
-    return [Half((lost[i].T @ drifted[i]).double(), (drifted[i].T @ drifted[i]).double()) for i in parts]
-
-
-def _fitted(sums: Half, damping: float) -> torch.Tensor:
-    """cross (own + δI)⁻¹."""
-    own = sums.own.clone()
+def _fitted(cross: torch.Tensor, own: torch.Tensor, damping: float) -> torch.Tensor:
+    """cross (own + δI)⁻¹; `own` is damped in place."""
     own.diagonal().add_(max(damping * float(own.diagonal().mean()), np.finfo(np.float64).tiny))
-    return torch.linalg.solve(own, sums.cross, left=False)
+    return torch.linalg.solve(own, cross, left=False)
 
 
 class Mixture:
@@ -106,7 +87,7 @@ class Mixture:
         original, drifted: The models.
         module: The experts in them.
         heard, found: What walks told of the module in either, its shares and the stream among it.
-        damping: As for `foretold`.
+        damping: As for `solved`.
         stream: Module that reads the residual stream, or None.
         share: Of what the stream lost that second matrices make up for.
     """
@@ -135,31 +116,36 @@ class Mixture:
     @torch.inference_mode()
     def pooled(self) -> torch.Tensor:
         """The shift of all tokens of the layer [n, n], each weighed as by its experts."""
-        total = NONE
+        cross, own = torch.zeros(()), torch.zeros(())
         for first, second in zip(*self._heard, strict=True):
             weights = first[shares_of(self._module)].square().sum(1, keepdim=True).sqrt()
             drifted = weights * second[self._module]
-            total = added(total, summed_apart(weights * first[self._module] - drifted, drifted, len(drifted))[0])
-        return _fitted(total, self._damping)
+            cross = cross + ((weights * first[self._module] - drifted).T @ drifted).double()
+            own = own + (drifted.T @ drifted).double()
+        return _fitted(cross, own, self._damping)
 
     @torch.inference_mode()
     def states(self, expert: int) -> Shift:
         """For the first matrices of an expert."""
         halves = self._halves(expert, lambda model, states: states)
         beyond = [Half(cross - self.pooled @ own, own) for cross, own in halves]
-        return Shift(self.pooled.numpy() + foretold(beyond, self._damping).inputs, None)
+        return Shift(self.pooled.numpy() + foretold(beyond, self._damping), None)
 
     @torch.inference_mode()
     def hidden(self, expert: int) -> Shift:
         """For its second matrix; the first ones of the drifted model stay as they are from then on."""
-        read = self._halves(expert, lambda model, states: expert_hidden(model, expert, states), self._stream)
-        return foretold(read, self._damping)
+        halves = self._halves(expert, lambda model, states: expert_hidden(model, expert, states), self._stream)
+        size = len(halves[0].own)
+        inputs = foretold([Half(cross[:size], own) for cross, own in halves], self._damping)
+        if self._stream is None:
+            return Shift(inputs, None)
+        return Shift(inputs, foretold([Half(cross[size:], own) for cross, own in halves], self._damping))
 
     def _halves(
         self, expert: int, read: Callable[[Any, torch.Tensor], torch.Tensor], stream: str | None = None
     ) -> list[Half]:
         """Sums over the first halves of all batches, and over the second ones."""
-        sums = [NONE, NONE]
+        sums = [[torch.zeros(()), torch.zeros(())] for _ in range(2)]
         for batch in zip(*self._heard, strict=True):
             share = batch[0][shares_of(self._module)][:, expert]
             tokens = torch.nonzero(share)[:, 0]
@@ -171,5 +157,7 @@ class Mixture:
                 left = self._share * weights * (batch[0][stream][tokens] - batch[1][stream][tokens])
                 lost = torch.cat([lost, left], dim=1)
             first = int((tokens < len(share) // 2).sum())
-            sums = list(map(added, sums, summed_apart(lost, drifted, first)))
-        return sums
+            for half, rows in zip(sums, (slice(first), slice(first, None)), strict=True):
+                half[0] = half[0] + (lost[rows].T @ drifted[rows]).double()
+                half[1] = half[1] + (drifted[rows].T @ drifted[rows]).double()
+        return [Half(*half) for half in sums]

@@ -29,7 +29,7 @@ from trueaxis.entropy.pooling import POOLINGS
 from trueaxis.entropy.stream import segment
 from trueaxis.journal import Entry, NoJournal
 from trueaxis.metric.walking import Walk, shares_of
-from trueaxis.mixture import NONE, Half, Mixture, Shift, added, foretold, summed_apart
+from trueaxis.mixture import Mixture, Shift, solved
 from trueaxis.model.architecture import locate, submodule
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.families import family_of
@@ -277,17 +277,17 @@ class Turns:
     def _shift(self, module: str, stream: str | None, heard: Sequence[Mapping[str, torch.Tensor]]) -> Shift:
         """Where targets lie of what reads a module, and is added to the stream if one is named."""
 
-        def summed(number: int) -> list[Half]:
+        def summed(number: int) -> tuple[torch.Tensor, torch.Tensor]:
             found, originals = self._walks[1].until(number, module), heard[number]
             own, lost = found[module], [originals[module] - found[module]]
             if stream is not None:
                 lost.append(self._stage.stream * (originals[stream] - found[stream]))
-            return summed_apart(torch.cat(lost, dim=1), own, len(own) // 2)
+            return (torch.cat(lost, dim=1).T @ own).double(), (own.T @ own).double()
 
-        halves = [NONE, NONE]
-        for found in ordered_stream(summed, range(len(self._batches)), self._course.threads):
-            halves = list(map(added, halves, found))
-        return foretold(halves, self._stage.damping)
+        cross, own = torch.zeros(()), torch.zeros(())
+        for one, other in ordered_stream(summed, range(len(self._batches)), self._course.threads):
+            cross, own = cross + one, own + other
+        return solved(cross, own, self._stage.damping)
 
     def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
         """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""
