@@ -15,6 +15,7 @@ import pytest
 import trueaxis
 from trueaxis.cli import main
 from trueaxis.comparison import peer as peers
+from trueaxis.comparison import run as runs
 from trueaxis.comparison.inputs import calibration_inputs
 from trueaxis.comparison.peer import PEERS, Original, Peer
 from trueaxis.comparison.table import render
@@ -82,6 +83,8 @@ def test_beside_a_lossless_peer_stands_a_lossless_file(
     halves: Peer, tiny_llama: Path, compressed_llama: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PEERS, "exact", replace(halves, name="exact", settings=("works",), beside="lossless"))
+    forgotten: list[str] = []
+    monkeypatch.setattr(runs, "forget_peak", lambda: forgotten.append("before"))
     statistics = compressed_llama.parent / "statistics.safetensors"
     peer, own = trueaxis.compare(
         tiny_llama, bits=[5], tokens=unseen, recipes=[], peers=["exact"], statistics=statistics
@@ -90,6 +93,7 @@ def test_beside_a_lossless_peer_stands_a_lossless_file(
     assert own.kl_nats == 0 < peer.kl_nats
     assert 10 < own.bits_per_param < 16 and own.limit_bits_per_param is not None
     assert own.load_seconds > 0
+    assert forgotten == ["before"]  # its peak is its own
 
 
 def test_command_prints_rows_and_what_is_absent(

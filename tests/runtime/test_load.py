@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM
 
 import trueaxis
 import trueaxis.hf
+from trueaxis.runtime.load import built
+from trueaxis.runtime.resident import DenseThere
 
 
 def test_generation_settings_are_those_of_the_file(compressed_llama: Path, tmp_path: Path) -> None:
@@ -21,6 +23,14 @@ def test_generation_settings_are_those_of_the_file(compressed_llama: Path, tmp_p
     for model in (trueaxis.load(copy), AutoModelForCausalLM.from_pretrained(copy)):
         assert model.generation_config.temperature == 0.25
         assert model.generation_config.eos_token_id == 5
+
+
+def test_dense_weights_of_a_device_may_be_trained(compressed_llama: Path) -> None:
+    """The form that `load` gives a GPU, made here by the CPU."""
+    model = built(compressed_llama, DenseThere(), torch.device("cpu"))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model(torch.arange(5)[None]).logits.float().square().mean().backward()
+    assert model.model.layers[0].mlp.up_proj.weight.grad.any()
 
 
 def test_the_configuration_is_the_original_one(compressed_llama: Path, tiny_llama: Path) -> None:

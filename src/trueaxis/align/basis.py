@@ -283,10 +283,10 @@ def _level(axes: torch.Tensor, group: _Group) -> _Level:
 
     fixed = axes.detach()
     energies = ((fixed @ group.covariances) * (2 * axes - fixed)).sum(dim=2).clamp_min(0)  # rᵀSr has the gradient 2Sr
-    if isinstance(group.worth, float):
-        worth, fed_back = torch.full_like(energies[0], group.worth), torch.zeros_like(energies)
-    else:
+    if isinstance(group.worth, torch.Tensor):
         worth, fed_back = _fed_back(axes, group.worth, energies)
+    else:
+        worth, fed_back = torch.full_like(energies[0], group.worth), torch.zeros_like(energies)
     steps = energies * worth + fed_back
     cost = 0.5 * torch.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
     return _Level(group.counts, energies, worth, fed_back, (group.counts[:, None] * cost).sum())

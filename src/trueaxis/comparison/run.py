@@ -206,6 +206,7 @@ class _Trial:
     def _lossless(self, setting: str, threads: int) -> None:
         """A row of the checkpoint bit for bit."""
         out = self._work / "out"
+        forget_peak()
         self._add_own(LOSSLESS, setting, compress_lossless(self.checkpoint.path, out, threads=threads, overwrite=True))
 
     def _made(self, peer: Peer, settings: Sequence[str], original: Original) -> Iterator[tuple[str, Made, Path]]:

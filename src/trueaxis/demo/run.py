@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,18 +129,7 @@ def demonstrate(
             reports.append(compress(MODEL, directories[-1], bits=rate, recipe=recipe, statistics=statistics, seed=seed))
             step()
         prompts = [PROMPT if place in (0, 1 + shown) else "" for place in range(len(directories))]
-
-        def share(number: int) -> list[Trial]:
-            found = []
-            for trial in attempt(directories[number::workers], prompts[number::workers], MODEL, tokens, seed):
-                found.append(trial)
-                step()
-            return found
-
-        workers = min(default_threads(), len(directories))
-        with ThreadPoolExecutor(workers) as pool:
-            shares = list(pool.map(share, range(workers)))
-        original, *trials = (shares[place % workers][place // workers] for place in range(len(directories)))
+        original, *trials = _tried(directories, prompts, tokens, seed, step)
     return Demonstration(
         parameters=reports[0].parameters,
         file_bytes=sum(file.stat().st_size for file in MODEL.glob("*.safetensors")),
@@ -151,6 +140,24 @@ def demonstrate(
         completions={"original": original.completion, f"{keys[shown][0]:g} bits": trials[shown].completion},
         seconds=time.perf_counter() - begun,
     )
+
+
+def _tried(
+    directories: Sequence[Path], prompts: Sequence[str], tokens: Path, seed: int, step: Callable[[], None]
+) -> list[Trial]:
+    """Of every directory, in order; each of some processes tries its share of them."""
+    workers = min(default_threads(), len(directories))
+
+    def share(number: int) -> list[Trial]:
+        found = []
+        for trial in attempt(directories[number::workers], prompts[number::workers], MODEL, tokens, seed):
+            found.append(trial)
+            step()
+        return found
+
+    with ThreadPoolExecutor(workers) as pool:
+        shares = list(pool.map(share, range(workers)))
+    return [shares[place % workers][place // workers] for place in range(len(directories))]
 
 
 def _measure(work: Path, calibration: Path, seed: int) -> tuple[Path, float]:

@@ -80,13 +80,7 @@ def compress_family(
         >>> trueaxis.compress_family("llama", ["chat", "code"], "family", bits_delta=1)   # doctest: +SKIP
         >>> model = trueaxis.load("family", member="chat")                                 # doctest: +SKIP
     """
-    chosen, root = find_recipe(recipe), Path(out)
-    names = _checked_names(members)
-    if not isinstance(chosen.align, Identity):
-        raise TrueaxisError("a family keeps the checkpoint's own axes: give a recipe whose align stage is 'identity'")
-    chosen = replace(chosen, drift=NoDrift())  # blocks of a member are not what its file alone decodes to
-    if not isinstance(chosen.tune, NoTuning):
-        raise TrueaxisError("members of a family are not tuned: give a recipe that does not tune")
+    names, chosen, root = _checked_names(members), _checked_recipe(recipe), Path(out)
     if not bits_delta > 0:
         raise TrueaxisError(f"bits_delta: expected a positive number, found {bits_delta}")
     for name, member in zip(names, map(Path, members), strict=True):
@@ -165,6 +159,16 @@ def _written_base(
         report = compress_lossless(base, root / BASE, threads=threads, progress=progress)
     write_members(root, [])
     return report
+
+
+def _checked_recipe(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe that members can be made by, without drift: their blocks are not what their files alone decode to."""
+    found = find_recipe(recipe)
+    if not isinstance(found.align, Identity):
+        raise TrueaxisError("a family keeps the checkpoint's own axes: give a recipe whose align stage is 'identity'")
+    if not isinstance(found.tune, NoTuning):
+        raise TrueaxisError("members of a family are not tuned: give a recipe that does not tune")
+    return replace(found, drift=NoDrift())
 
 
 def _checked_names(members: Sequence[str | Path]) -> list[str]:

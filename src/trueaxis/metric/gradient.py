@@ -35,6 +35,7 @@ from trueaxis.metric.whitening import Whitening
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import route
 from trueaxis.parallel import default_threads, one_thread
+from trueaxis.scratch import NoScratch
 from trueaxis.types import Array, CheckpointError, Weight
 
 TOKEN_LIMIT = 16_384
@@ -112,13 +113,8 @@ def measure_gradients(
     recalled = _Recalled(journal, heard, labels)
     text = Text(model, batches, labels.loss, heard.over, device, done, recalled)
     with one_thread(), listening_back(model, listeners, whitening, heard):
-        if separable(text, places.blocks):
-            known = backward_by_blocks(text, places.blocks, checkpoint.scratch)
-        else:
-            model.to(device)
-            known = backward_whole(text)
-    if not known:
-        return NONE
+        if not _backward(text, places.blocks, checkpoint.scratch):
+            return NONE
     count = int(sum(ids.numel() for ids in batches))
     told = _sensitivities(listeners, whitening, heard, count)
     gradients = Gradients(_sums(listeners, heard, labels), count, told)
@@ -126,6 +122,14 @@ def measure_gradients(
     journal.keep("gradients", gradients.sums, [gradients.tokens, gradients.sensitivities])
     recalled.forget()
     return gradients
+
+
+def _backward(text: Text, blocks: Sequence[str], scratch: NoScratch) -> bool:
+    """Goes back through the model, block by block where it can be taken apart; whether there is a loss."""
+    if separable(text, blocks):
+        return backward_by_blocks(text, blocks, scratch)
+    text.model.to(text.device)
+    return backward_whole(text)
 
 
 def _told(weights: Sequence[Weight]) -> list[Weight]:

@@ -118,6 +118,8 @@ class DenseThere(Compressed):
 
         found = decoder.tensors(dtype)
         settle_deferred(model, decoder, dtype, lambda name: False, found.__getitem__)
+        for parameter in model.parameters():  # an ordinary model, which may be trained
+            parameter.requires_grad_(parameter.is_floating_point())
 
 
 class Int8(Compressed):
