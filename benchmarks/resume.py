@@ -22,10 +22,10 @@ import numpy as np
 from trueaxis.demo.run import MODEL
 
 
-def command(tokens: Path, out: Path) -> list[str]:
-    """Of one run that may be killed."""
+def command(tokens: Path, out: Path, *more: str) -> list[str]:
+    """Of one run that may be killed, with more options."""
     options = ["--bits", "3", "--calibration", str(tokens), "--resume", "--json"]
-    return [sys.executable, "-m", "trueaxis.cli", "compress", str(MODEL), str(out), *options]
+    return [sys.executable, "-m", "trueaxis.cli", "compress", str(MODEL), str(out), *options, *more]
 
 
 def killed(tokens: Path, out: Path, seconds: float) -> bool:

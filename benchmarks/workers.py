@@ -24,18 +24,11 @@ from pathlib import Path
 
 import numpy as np
 from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
-
-from trueaxis.demo.run import MODEL
+from resume import command, whole_output
 
 CPUS = 2
 MOST = 10  # kills of one run
 BUSY, IDLE = "ray::_on_one_processor", "ray::IDLE"  # how a worker is named; Ray's own agents have other names
-
-
-def command(tokens: Path, out: Path, recipe: str, *engine: str) -> list[str]:
-    """Of one run."""
-    options = ["--bits", "3", "--recipe", recipe, "--calibration", str(tokens), "--resume", "--json"]
-    return [sys.executable, "-m", "trueaxis.cli", "compress", str(MODEL), str(out), *options, *engine]
 
 
 def workers() -> dict[int, str]:
@@ -84,21 +77,17 @@ def main() -> int:
         tokens, expected = Path(folder) / "tokens.npy", Path(folder) / "expected"
         np.save(tokens, np.random.default_rng(0).integers(0, 2048, (16, 128)).astype(np.uint16))
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": CPUS, "include_dashboard": False})
-        engine = ["--engine", "ray", "--ray-address", cluster.address]
-        subprocess.run(command(tokens, expected, options.recipe), check=True, stdout=subprocess.DEVNULL)
+        recipe, engine = ["--recipe", options.recipe], ["--engine", "ray", "--ray-address", cluster.address]
+        subprocess.run(command(tokens, expected, *recipe), check=True, stdout=subprocess.DEVNULL)
         while kills < options.kills:
             out, begun = Path(folder) / f"out{outputs}", time.perf_counter()
-            run = subprocess.Popen(command(tokens, out, options.recipe, *engine), stdout=subprocess.DEVNULL)
+            run = subprocess.Popen(command(tokens, out, *recipe, *engine), stdout=subprocess.DEVNULL)
             more, at_work = harassed(run, rng, min(MOST, options.kills - kills))
             kills, busy, outputs = kills + more, busy + at_work, outputs + 1
             if run.returncode:
                 failed += 1
-                subprocess.run(command(tokens, out, options.recipe), check=True, stdout=subprocess.DEVNULL)
-            different += any(
-                (out / file.name).read_bytes() != file.read_bytes()
-                for file in expected.iterdir()
-                if file.name != "trueaxis.json"
-            )
+                subprocess.run(command(tokens, out, *recipe), check=True, stdout=subprocess.DEVNULL)
+            different += not whole_output(out, expected)
             left = [file.name for file in Path(folder).iterdir() if file.name.startswith(".")]
             told = f"output {outputs}: {kills} kills so far, {busy} at work, {failed} runs ended with an error, "
             seconds = time.perf_counter() - begun

@@ -67,9 +67,11 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
     for _ in range(ROUNDS):
         found = turns(course.target * AIM)
         if found.file_bytes <= course.target and found.file_bytes >= min(files.file_bytes, course.target * ENOUGH):
-            after, steps = _divergence(turns, kept), len(places.blocks) + 1
-            course.progress("drift", steps, steps)
-            return found if after is not None and after < before else files
+            after = _divergence(turns, kept)
+            files = found if after is not None and after < before else files
+            break
+    steps = len(places.blocks) + 1
+    course.progress("drift", steps, steps)
     return files
 
 

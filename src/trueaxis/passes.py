@@ -28,6 +28,9 @@ from trueaxis.stages import EFFORTS, Coder, Effort, Rans
 from trueaxis.types import Aligned, Function, Metric, Quantized, Stored, Weight
 
 JUDGE = EFFORTS["scalar"].trellis
+# What a record beside the indices, of a transform or of a function, must save beyond its own bits.
+MARGIN = 0.25  # of those bits
+LEAST_BITS = 128.0
 Write = Callable[[Sequence[tuple[Weight, Quantized]], Tables], Assembled]
 """(matrices, their tables) ─▶ the files."""
 

@@ -18,7 +18,7 @@ import numpy as np
 from trueaxis.align.described import Described, turned
 from trueaxis.align.factors import CANDIDATES, Candidate
 from trueaxis.parallel import ordered_map
-from trueaxis.passes import Job, coded_bits
+from trueaxis.passes import LEAST_BITS, MARGIN, Job, coded_bits
 from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.plan import Plan
 from trueaxis.runtime.orthogonal import Mirrors, Orthogonal
@@ -26,8 +26,6 @@ from trueaxis.runtime.transforms import undone
 from trueaxis.stages import NoTransform, Structured
 from trueaxis.types import Aligned, Array, Metric, Stored, Weight
 
-MARGIN = 0.25  # of the bits of a transform
-LEAST_BITS = 128.0
 MOST = 4  # factors of one matrix
 WORTH_MORE = 0.5  # of what the best so far saves: kinds that save less are not tried further
 FRAME_BYTES = 8  # of a record

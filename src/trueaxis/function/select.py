@@ -19,7 +19,7 @@ from trueaxis.function.member import Candidate, Fit, Member
 from trueaxis.function.products import products
 from trueaxis.function.shared import shared
 from trueaxis.function.splines import means, splines
-from trueaxis.passes import Job, coded_bits
+from trueaxis.passes import LEAST_BITS, MARGIN, Job, coded_bits
 from trueaxis.quantize.budget import first_c
 from trueaxis.runtime.terms import pack_term
 from trueaxis.stages import LowRank, NoFunction, Selected
@@ -28,8 +28,6 @@ from trueaxis.types import Function
 CANDIDATES: Mapping[str, Candidate] = {
     "means": means, "splines": splines, "product": products, "shared": shared,
 }  # fmt: skip
-MARGIN = 0.25  # of the bits of f
-LEAST_BITS = 128.0
 
 
 def unchanged(stage: NoFunction | LowRank, jobs: Sequence[Job], target_bits: float) -> list[Job]:
@@ -67,12 +65,12 @@ def split_job(job: Job, fit: Fit, c: float) -> Job:
 
 def dependent(members: Sequence[Member], chosen: Mapping[str, Fit]) -> list[list[str]]:
     """Names of matrices that have their f together or not at all: those that share one, and every other by itself."""
-    kinds = [[member.name for member in kind if member.name in chosen] for kind in kinds_of(members)]
-    return [
-        names
-        for kind in kinds
-        for names in ([kind] if any(chosen[name].candidate == "shared" for name in kind) else [[one] for one in kind])
-    ]
+    found: list[list[str]] = []
+    for kind in kinds_of(members):
+        names = [member.name for member in kind if member.name in chosen]
+        together = any(chosen[name].candidate == "shared" for name in names)
+        found += [names] if together else [[name] for name in names]
+    return found
 
 
 SELECTORS = {NoFunction: unchanged, LowRank: unchanged, Selected: selected}

@@ -19,8 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 Tensors = dict[str, torch.Tensor]
-Quantize = Callable[[torch.Tensor], tuple[Tensors, Callable[[], torch.Tensor]]]
-"""W [m, n] float32 ─▶ (what is stored, what decodes it to W); ValueError says why a matrix cannot be done."""
+Coded = tuple[Tensors, Callable[[], torch.Tensor]]
+"""What is stored of a matrix, and what decodes it."""
+Quantize = Callable[[torch.Tensor], Coded]
+"""W [m, n] float32 ─▶ W coded; ValueError says why a matrix cannot be done."""
 
 
 def read_tensors(model: Path) -> Tensors:
@@ -77,7 +79,7 @@ def quantize_linears(quantizer: Callable[[str], Quantize]) -> None:
         stored.update({f"{name}.{part}": value.contiguous() for part, value in parts.items()})
     save_file(stored, file)
     loaded = time.perf_counter()
-    load_file(file)
+    load_file(file)  # for the time it takes: what decoders hold is the same
     for name, decode in decoders.items():
         tensors[name] = decode().float().reshape(tensors[name].shape)
     tell(loaded - begun, time.perf_counter() - loaded, fallbacks)

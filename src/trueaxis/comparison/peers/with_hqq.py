@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
-from dense import Quantize, Tensors, quantize_linears
+from dense import Coded, Quantize, quantize_linears
 from hqq.core.quantize import Quantizer  # type: ignore[import-not-found]
 
 GROUP = 64
@@ -16,7 +15,7 @@ def quantizer(setting: str) -> Quantize:
     """Of "4 bits" and so on."""
     bits = int(setting.split()[0])
 
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, Callable[[], torch.Tensor]]:
+    def quantize(weight: torch.Tensor) -> Coded:
         if weight.numel() % GROUP:
             raise ValueError(f"{weight.numel()} weights are no multiple of the group of {GROUP}")
         packed, meta = Quantizer.quantize(weight, nbits=bits, group_size=GROUP, axis=1, device="cpu")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from dense import Quantize, Tensors, quantize_linears
+from dense import Coded, Quantize, quantize_linears
 from torchao.quantization import IntxWeightOnlyConfig, quantize_  # type: ignore[import-not-found]
 from torchao.quantization.granularity import PerAxis, PerGroup  # type: ignore[import-not-found]
 
@@ -17,7 +15,7 @@ def quantizer(setting: str) -> Quantize:
     dtype = {"int4": torch.int4, "int8": torch.int8}[setting]
     granularity = PerGroup(GROUP) if setting == "int4" else PerAxis(0)
 
-    def quantize(weight: torch.Tensor) -> tuple[Tensors, Callable[[], torch.Tensor]]:
+    def quantize(weight: torch.Tensor) -> Coded:
         if setting == "int4" and weight.shape[1] % GROUP:
             raise ValueError(f"{weight.shape[1]} columns are no multiple of the group of {GROUP}")
         linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=torch.bfloat16)
