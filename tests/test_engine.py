@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
 from trueaxis.cli import main
-from trueaxis.engine import LOCAL, engine_of
+from trueaxis.engine import LOCAL, OnRay, engine_of
+from trueaxis.metric.calibrate import calibrate, hear
+from trueaxis.model.checkpoint import Checkpoint
+from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
 from trueaxis.types import TrueaxisError
 
@@ -52,6 +57,24 @@ def test_same_bytes_on_a_cluster(cluster: Any, sources: Path, tmp_path: Path) ->
     assert compress(sources, tmp_path / "out", engine="ray") == expected
 
 
+def test_chunks_of_text_on_a_cluster(cluster: Any, sources: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(sources / "model")
+    tokens = np.random.default_rng(1).integers(0, 37, (300, 32))
+    expected, calls = calibrate(checkpoint, tokens, seed=0, threads=1), []
+    call = OnRay.call
+
+    def counted(engine: OnRay, function: Any, *rest: Any) -> Any:
+        calls.append(function)
+        return call(engine, function, *rest)
+
+    monkeypatch.setattr(OnRay, "call", counted)
+    with engine_of("ray") as engine:
+        found = calibrate(checkpoint, tokens, seed=0, engine=engine)
+    assert calls == [hear] * 3 * len(route(checkpoint).blocks)
+    for space, total in expected.sums.items():
+        assert np.array_equal(found.sums[space], total)
+
+
 def test_a_straggler_changes_no_order(cluster: Any) -> None:
     def late(plan: int, seconds: float) -> int:  # travels with the call: workers have no tests to import
         time.sleep(seconds)
@@ -61,6 +84,22 @@ def test_a_straggler_changes_no_order(cluster: Any) -> None:
         assert engine.side_by_side(1) == 3
         found = ordered_map(lambda n: engine.call(late, n, 2.0 if n == 0 else 0.0), range(5), 5)
     assert found == [0, 1, 2, 3, 4]
+
+
+def test_a_call_that_is_lost_for_good(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trueaxis.engine.RETRIES", 0)
+
+    def dies(plan: int) -> None:
+        os._exit(plan)
+
+    def refuses(plan: int) -> None:
+        raise ValueError(plan)
+
+    with engine_of("ray") as engine:
+        with pytest.raises(TrueaxisError, match=r"^the Ray cluster lost a call, and 0 repetitions of it: .*--resume"):
+            engine.call(dies, 7)
+        with pytest.raises(ValueError, match="7"):
+            engine.call(refuses, 7)
 
 
 def test_a_node_lost_half_way(cluster: Any, sources: Path, tmp_path: Path) -> None:
@@ -75,6 +114,20 @@ def test_a_node_lost_half_way(cluster: Any, sources: Path, tmp_path: Path) -> No
     expected = (sources / "expected" / "model.safetensors").read_bytes()
     assert compress(sources, tmp_path / "out", engine="ray", progress=progress) == expected
     assert passes
+
+
+def test_a_ray_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = pytest.importorskip("ray", reason="the engine ray needs trueaxis[ray]")
+
+    def late(**_options: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    with pytest.raises(TrueaxisError, match=r"^Ray does not start on this machine: The current node"), engine_of("ray"):
+        raise AssertionError("not reached")
+    with pytest.raises(TrueaxisError, match=r"^10\.0\.0\.1:6379: no Ray cluster"), engine_of("ray", "10.0.0.1:6379"):
+        raise AssertionError("not reached")
 
 
 def test_engines_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,10 @@ def _add_compress(commands: Any) -> None:
     )  # fmt: skip
     _add_memory(command)
     command.add_argument(
-        "--engine", choices=ENGINES, default="local", help="where matrices are rounded (default local); same bytes"
+        "--engine",
+        choices=ENGINES,
+        default="local",
+        help="where text is read, matrices rounded (default local); same bytes",
     )
     command.add_argument("--ray-address", metavar="HOST:PORT", help="of a Ray cluster (default: Ray on this machine)")
     command.add_argument(

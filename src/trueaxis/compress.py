@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from trueaxis.divergence import ASSUMED_BITS, compress_within
@@ -71,7 +70,8 @@ def compress(
             verified. The bytes are those of a run that was never interrupted.
         memory: Bytes that the run should keep to; all that the machine has by default. What does not fit lies in files
             beside `out` as long as it is needed. The bytes of `out` do not depend on it.
-        engine: "local", or "ray" to round matrices on a cluster of Ray. The result does not depend on it.
+        engine: "local", or "ray" to read calibration text and round matrices on a cluster of Ray. The result does not
+            depend on it.
         ray_address: Of the cluster; without it, Ray starts on this machine.
         progress: Told of every stage.
 
@@ -96,12 +96,12 @@ def compress(
         return done
     check_free(Path(out), overwrite, [model, *calibration, *evaluation, *files_read])
     expected = checkpoint.bytes_at(ASSUMED_BITS) if target is None else target
-    with engine_of(engine, ray_address) as rounding, journal_of(Path(out), inputs, resume) as journal:
+    with engine_of(engine, ray_address) as found_engine, journal_of(Path(out), inputs, resume) as journal:
         prepared = prepare(
             checkpoint, chosen, expected, calibration, statistics,
             seed=seed, threads=threads or default_threads(), device=device, progress=progress, journal=journal,
+            engine=found_engine,
         )  # fmt: skip
-        prepared = replace(prepared, engine=rounding)
         with writing(Path(out)):  # files on the way to the last are written too, and read back
             if target is None:
                 files, found = compress_within(prepared, max_kl or 0.0, evaluation, device)

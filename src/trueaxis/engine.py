@@ -1,4 +1,4 @@
-"""Engines: where the rounding of a matrix runs, in this process or on a cluster of Ray.
+"""Engines: where the rounding of a matrix or a chunk of text runs, in this process or on a cluster of Ray.
 
     function, plan, the rest ─▶ call ─▶ its result; whoever calls waits, so that threads of `ordered_map` keep order
 
@@ -37,6 +37,9 @@ class Local:
         """Calls that are worth making at once."""
         return threads
 
+    def forget(self, plan: Any) -> None:
+        """A plan that no call needs any more."""
+
 
 class OnRay(Local):
     """Calls run on a cluster that this process is connected to."""
@@ -53,7 +56,20 @@ class OnRay(Local):
             if id(plan) not in self._sent:  # kept with its reference: its id stays its own
                 self._sent[id(plan)] = (plan, self._ray.put(_bare(plan)))
             sent = self._sent[id(plan)][1]
-        return self._ray.get(self._task.remote(function, sent, *map(_bare, rest)))
+        lost, from_call = self._ray.exceptions.RayError, self._ray.exceptions.RayTaskError
+        try:
+            return self._ray.get(self._task.remote(function, sent, *map(_bare, rest)))
+        except from_call:  # what the call itself raised
+            raise
+        except lost as error:
+            raise TrueaxisError(
+                f"the Ray cluster lost a call, and {RETRIES} repetitions of it: {str(error).splitlines()[0]}; see "
+                "whether its workers have memory enough, and go on with --resume, or without --engine ray"
+            ) from error
+
+    def forget(self, plan: Any) -> None:
+        with self._lock:
+            self._sent.pop(id(plan), None)
 
     def side_by_side(self, threads: int) -> int:
         return max(threads, int(self._ray.cluster_resources().get("CPU", 1)))
@@ -94,9 +110,10 @@ def engine_of(name: str, address: str | None = None) -> Iterator[Local]:
         yield OnRay()
         return
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=None if address else False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise TrueaxisError(f"{address}: no Ray cluster answers there: {error}") from error
+        ray.init(address=address or "local", log_to_driver=False, include_dashboard=None if address else False)
+    except Exception as error:  # a node that is late is a plain Exception
+        where = "Ray does not start on this machine" if address is None else f"{address}: no Ray cluster answers there"
+        raise TrueaxisError(f"{where}: {error}") from error
     try:
         yield OnRay()
     finally:

@@ -211,6 +211,7 @@ def prepare(
     device: str,
     progress: Progress,
     journal: NoJournal = NO_JOURNAL,
+    engine: Local = LOCAL,
 ) -> Prepared:
     """Calibrates, aligns and plans.
 
@@ -220,6 +221,7 @@ def prepare(
         expected: Bytes of the file, about: axes are judged at that rate.
         calibration, statistics, seed, threads, device, progress: As in `trueaxis.compress`.
         journal: Knows what an earlier run found.
+        engine: Where text is read, and matrices are rounded.
 
     Raises:
         TrueaxisError: Bad input, by name.
@@ -228,7 +230,9 @@ def prepare(
     for weight in weights:
         if weight.role == "exact":
             check_finite(weight.name, checkpoint.tensor(weight.name))
-    measured = obtain_statistics(checkpoint, weights, calibration, statistics, seed, device, progress, threads, journal)
+    measured = obtain_statistics(
+        checkpoint, weights, calibration, statistics, seed, device, progress, threads, journal, engine
+    )
     network = Network(checkpoint, weights, measured, 8.0 * expected, seed, threads, calibration, journal)
     alignment = ALIGNERS[type(recipe.align)](recipe.align, network)
     exact = [exact_entry(weight, alignment.exact(checkpoint, weight)) for weight in weights if weight.role == "exact"]
@@ -237,7 +241,7 @@ def prepare(
     sources = {product.name: product.source for product in alignment.products}
     return Prepared(
         checkpoint, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, sources,
-        seed, device, calibration, journal,
+        seed, device, calibration, journal, engine=engine,
     )  # fmt: skip
 
 

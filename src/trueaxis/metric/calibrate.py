@@ -6,7 +6,7 @@
 Where the blocks are known (families.py), each runs over all of the text before the next, and only one is at work at a
 time; any other model runs in one piece. One that cannot be run leaves no sums, and the statistics say why. Products are
 float32 over at most 4,096 tokens, the sums over those float64. Batches of blocks run side by side, each on one
-processor, and are added up in order: the sums are the same for any number of either.
+processor of this machine or a cluster (engine.py), and are added up in order: the sums are the same wherever they run.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from trueaxis.engine import LOCAL, Local
 from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.listening import CHUNK_TOKENS, Hearing, Sum, listening, packed, unpacked
-from trueaxis.metric.running import Steps, StoppedError, forward, load_model
+from trueaxis.metric.running import Arguments, Steps, StoppedError, forward, load_model, through
 from trueaxis.metric.sketch import keep_smallest, shingle_hashes
 from trueaxis.metric.statistics import Chunk, Statistics
 from trueaxis.model.architecture import positions, submodule
@@ -48,6 +49,7 @@ def calibrate(
     device: str = "cpu",
     threads: int | None = None,
     journal: NoJournal = NO_JOURNAL,
+    engine: Local = LOCAL,
 ) -> Statistics:
     """Sum the activations of a checkpoint over calibration text.
 
@@ -61,6 +63,7 @@ def calibrate(
         device: Where blocks run, one at a time; hidden states of the whole text stay there between blocks.
         threads: Batches side by side, on a CPU; all processors by default. The sums do not depend on it.
         journal: Knows blocks that an earlier run calibrated.
+        engine: Where batches run, unless they run on a device. The sums do not depend on it.
 
     Returns:
         Statistics without sensitivities.
@@ -82,7 +85,8 @@ def calibrate(
         if places.blocks:
             side_by_side = 1 if device != "cpu" else threads or default_threads()
             found = _Recalled(journal, f"{hash_tokens(tokens)} {part}")
-            sums = _run_by_blocks(checkpoint, places, batches, device, side_by_side, progress, found)
+            used = LOCAL if device != "cpu" else engine
+            sums = _run_by_blocks(checkpoint, places, batches, device, side_by_side, progress, found, used)
         else:
             sums, unrun = _run_whole(checkpoint, places, batches, device, progress)
     _check_sums(checkpoint, sums)
@@ -98,13 +102,20 @@ def _run_by_blocks(
     threads: int,
     progress: Progress | None,
     recalled: _Recalled,
+    engine: Local,
 ) -> dict[str, Sum]:
     model, hearing = load_model(checkpoint), Hearing(checkpoint.scratch)
     steps = Steps(model, places.blocks, batches, device, checkpoint.scratch)
     count = len(places.blocks) + 1
     for index, block in list(enumerate(places.blocks))[recalled.resume(steps, hearing, len(places.blocks)) :]:
-        with listening(model, places.inside[index], hearing), steps.block(index) as run:
-            hearing.over(run, len(batches), threads)
+        ear = Ear(submodule(model, block), hearing)
+
+        def heard(_block: Any, *given: Any, ear: Ear = ear) -> tuple[torch.Tensor, dict[str, Sum]]:
+            return engine.call(hear, ear, *given)
+
+        with listening(model, places.inside[index], hearing), steps.block(index, heard) as run:
+            hearing.gather(run, len(batches), engine.side_by_side(threads))
+        engine.forget(ear)
         recalled.keep(index, steps, hearing)
         if progress is not None:
             progress(index + 1, count, block)
@@ -114,6 +125,18 @@ def _run_by_blocks(
     if progress is not None:
         progress(count, count, HEAD_SPACE)
     return hearing.sums
+
+
+class Ear(NamedTuple):
+    """A block, and what its hooks tell."""
+
+    block: torch.nn.Module
+    hearing: Hearing
+
+
+def hear(ear: Ear, state: torch.Tensor, rest: Arguments) -> tuple[torch.Tensor, dict[str, Sum]]:
+    """A batch through a block: hidden states behind it, and sums of what its modules read."""
+    return ear.hearing.during(lambda: through(ear.block, state, rest))
 
 
 class _Recalled:

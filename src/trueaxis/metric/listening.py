@@ -3,6 +3,7 @@
     Listeners ─▶ hooks ─▶ Σ x xᵀ, Σ x, tokens per space and batch ─▶ added up in the order of batches
 
 Several threads may run batches at once: each batch has sums of its own, so that the total is the same to the last bit.
+A block can also listen where it was sent to, with its hooks: what it hears there comes back as its result.
 An expert reads the tokens routed to it, and its output is weighed by the router; its sums are those of w·x, so that
 errors of all experts of a layer count on one scale. What its second matrix reads is computed from its first.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +22,8 @@ from trueaxis.model.graph import Listeners
 from trueaxis.parallel import ordered_stream
 from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import Array
+
+R = TypeVar("R")
 
 CHUNK_TOKENS = 4096
 
@@ -53,7 +56,7 @@ class Sum:
 
 
 class Hearing:
-    """Sums by space over batches.
+    """Sums by space over batches; a copy in another process starts anew.
 
     Attributes:
         sums: Space → its sum over all batches that were run.
@@ -69,21 +72,27 @@ class Hearing:
         """Add the rows of activations [..., n] to what the batch of this thread has heard."""
         self._batch.sums.setdefault(space, Sum()).add(activations)
 
-    def over(self, run: Callable[[int], None], batches: int, threads: int) -> None:
-        """Run batches 0, 1, … and add what each hears.
+    def __reduce__(self) -> tuple[type[Hearing], tuple[()]]:
+        return Hearing, ()
+
+    def during(self, run: Callable[[], R]) -> tuple[R, dict[str, Sum]]:
+        """What comes of a batch in this thread, and what it hears."""
+        self._batch.sums = {}
+        with torch.inference_mode():  # of this thread
+            return run(), self._batch.sums
+
+    def over(self, run: Callable[[int], Any], batches: int, threads: int) -> None:
+        """Run batches 0, 1, … here and add what each hears.
 
         Args:
             run: Runs the batch of this number.
             batches: How many there are.
             threads: Batches side by side; the sums do not depend on it.
         """
+        self.gather(lambda number: self.during(lambda: run(number))[1], batches, threads)
 
-        def heard(number: int) -> dict[str, Sum]:
-            self._batch.sums = {}
-            with torch.inference_mode():  # of this thread
-                run(number)
-            return self._batch.sums
-
+    def gather(self, heard: Callable[[int], dict[str, Sum]], batches: int, threads: int) -> None:
+        """As `over`, of batches that may run elsewhere and tell what they heard."""
         for found in ordered_stream(heard, range(batches), threads):
             for space, one in found.items():
                 self.sums.setdefault(space, Sum(self.scratch)).join(one)

@@ -25,6 +25,8 @@ from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import CheckpointError
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]  # of a block, its hidden states left out
+Through = Callable[[torch.nn.Module, torch.Tensor, Arguments], tuple[torch.Tensor, Any]]
+"""(block, hidden states, the rest) ─▶ hidden states behind it, and whatever else is wanted of them."""
 
 
 def load_model(checkpoint: Checkpoint) -> Any:
@@ -85,6 +87,12 @@ def forward(model: Any, ids: torch.Tensor) -> Any:
     return model(**arguments)
 
 
+def through(block: torch.nn.Module, state: torch.Tensor, rest: Arguments) -> torch.Tensor:
+    """Hidden states behind a block."""
+    output = block(state, *rest[0], **rest[1])
+    return output[0] if isinstance(output, tuple) else output
+
+
 class StoppedError(Exception):
     """Ends a forward pass of which nothing more is wanted."""
 
@@ -143,17 +151,23 @@ class Steps:
             arguments.clear()
 
     @contextmanager
-    def block(self, index: int) -> Iterator[Callable[[int], None]]:
+    def block(
+        self, index: int, run_block: Through = lambda *given: (through(*given), None)
+    ) -> Iterator[Callable[[int], Any]]:
         """While the context lasts, gives what replaces the hidden states of a batch by the output of a block.
 
         Several threads may call it at once, each with the number of another batch.
+
+        Args:
+            index: Of the block.
+            run_block: Runs it; what it gives beside hidden states is returned.
         """
         block, arguments = self._blocks[index].to(self._device), self._arguments[index]
 
-        def run(number: int) -> None:
-            args, kwargs = arguments[number]
-            output = block(self._states[number], *args, **kwargs)
-            self._states[number] = self._scratch.tensor(output[0] if isinstance(output, tuple) else output)
+        def run(number: int) -> Any:
+            state, found = run_block(block, self._states[number], arguments[number])
+            self._states[number] = self._scratch.tensor(state)
+            return found
 
         yield run
         arguments.clear()

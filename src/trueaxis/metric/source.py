@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trueaxis.engine import LOCAL, Local
 from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal
 from trueaxis.metric.calibrate import calibrate, hash_tokens, load_tokens, minimum_tokens, tokenize
 from trueaxis.metric.gradient import measure_gradients
@@ -32,6 +33,7 @@ def obtain_statistics(
     progress: Progress,
     threads: int | None = None,
     journal: NoJournal = NO_JOURNAL,
+    engine: Local = LOCAL,
 ) -> Statistics:
     """Statistics of `file` if it exists, else of `calibration`, which are then saved to `file` if one is named.
 
@@ -63,7 +65,7 @@ def obtain_statistics(
     measured = None
     for number, tokens in enumerate(parts):
         one = calibrate(
-            checkpoint, tokens, seed=seed, device=device, threads=threads, journal=journal,
+            checkpoint, tokens, seed=seed, device=device, threads=threads, journal=journal, engine=engine,
             progress=lambda done, total, _: progress("calibrate", number * total + done, len(parts) * total),  # noqa: B023
         )  # fmt: skip
         measured = one if measured is None else merge(measured, one)
