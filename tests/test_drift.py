@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 import trueaxis
 from checkpoints import save_tokens
 from families import CASES, build
-from trueaxis import _core
+from trueaxis import _core, drift
 from trueaxis.assemble import count_symbols
 from trueaxis.entropy.model import first_tables
 from trueaxis.entropy.pooling import pooled
@@ -44,8 +45,8 @@ def test_the_model_comes_closer_on_other_text(tiny_llama: Path, tmp_path: Path) 
     target = Checkpoint.open(tiny_llama).parameters * 3 // 8
     prepared = _prepared(tiny_llama, tmp_path / "tokens.npy", target, TURNS)
     found, unseen = {}, rng.integers(0, 128, (64, 64))
-    for name, drift in (("stream", TURNS.drift), ("inputs", InTurn(4096, stream=0.0)), ("none", NoDrift())):
-        one = replace(prepared, recipe=replace(TURNS, drift=drift))
+    for name, stage in (("stream", TURNS.drift), ("inputs", InTurn(4096, stream=0.0)), ("none", NoDrift())):
+        one = replace(prepared, recipe=replace(TURNS, drift=stage))
         files = one.fit(target)
         assert 0.99 * target < files.file_bytes <= target
         one.save(files, tmp_path / name, overwrite=False, begun=0.0)
@@ -77,6 +78,33 @@ def test_one_sequence_of_text_is_enough(tiny_llama: Path, tmp_path: Path) -> Non
     target = Checkpoint.open(model).parameters * 5 // 8
     found = _prepared(model, tmp_path / "one.npy", target, TURNS).fit(target)
     assert 0.99 * target < found.file_bytes <= target
+
+
+def test_short_text_is_made_longer_and_judged_by_itself(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = np.random.default_rng(3).integers(0, 128, (32, 32))
+    np.save(tmp_path / "text.npy", text)
+    read: list[np.ndarray] = []
+    judged: list[np.ndarray] = []
+    turns, divergence = drift.Turns, drift._divergence
+
+    def told(*given: Any) -> Any:
+        read.append(torch.cat(given[-1]).numpy())
+        return turns(*given)
+
+    def heard(model: Any, tokens: np.ndarray) -> float | None:
+        judged.append(tokens)
+        return divergence(model, tokens)
+
+    monkeypatch.setattr(drift, "Turns", told)
+    monkeypatch.setattr(drift, "_divergence", heard)
+    target = Checkpoint.open(tiny_llama).parameters // 2
+    _prepared(tiny_llama, tmp_path / "text.npy", target, TURNS).fit(target)
+    assert np.array_equal(read[0][:28], text[:28])
+    assert read[0].shape == (56, 32)
+    assert np.array_equal(read[0][28:, :8], text[:28, :8])
+    assert all(np.array_equal(one, text[28:]) for one in judged)
 
 
 def test_targets_are_the_least_squares_ones() -> None:

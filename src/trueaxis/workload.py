@@ -22,6 +22,7 @@ from trueaxis.drift import KEPT_TOKENS
 from trueaxis.metric.gradient import BATCH_TOKENS as GRADIENT_BATCH
 from trueaxis.metric.gradient import TOKEN_LIMIT as GRADIENT_TOKENS
 from trueaxis.metric.listening import CHUNK_TOKENS
+from trueaxis.metric.sample import MOST_WORK
 from trueaxis.metric.sensitivity import BATCH_TOKENS as SENSITIVITY_BATCH
 from trueaxis.metric.sensitivity import TOKEN_LIMIT as SENSITIVITY_TOKENS
 from trueaxis.metric.source import TEXT_LENGTH
@@ -270,13 +271,19 @@ def _search(extent: Extent) -> Work:
 
 def _drift(extent: Extent, stage: InTurn, token: _Token, seen_n2: float, tokens: int) -> Work:
     """Both models over the text, H̃ and C of every space, solves, one more rounding, and what came of it, twice."""
-    read, kept = min(tokens, stage.tokens), min(tokens // 8, KEPT_TOKENS)
+    read, kept = _read_by_drift(extent, stage, tokens), min(tokens // 8, KEPT_TOKENS)
+    written = max(0, read - tokens) * (token.forward + token.head)
     n3 = sum(float(space.n) ** 3 * (1 if space.share == 1.0 else EXPERT_SOLVES) for space in extent.spaces)
     walked = read * (2.0 * token.forward + Work(5.0 * seen_n2))
     judged = kept * (4.0 * (token.forward + token.head) + Work(logits=2.0 * extent.vocabulary))
     size, wide = extent.weights, _wide(extent)
     solved = Work(wide, doubles=2 * wide + 3.0 * n3, rounded=size, coded=size)
-    return walked + judged + solved
+    return written + walked + judged + solved
+
+
+def _read_by_drift(extent: Extent, stage: InTurn, tokens: int) -> int:
+    """Tokens of the text, and of what the model adds to it where that is short."""
+    return min(tokens + min(tokens, MOST_WORK // max(extent.weights, 1)), stage.tokens)
 
 
 def _compared(extent: Extent, length: int) -> float:
@@ -298,7 +305,7 @@ def side_by_side(extent: Extent, tokens: int) -> dict[str, int]:
         "gradients": batches(GRADIENT_TOKENS, GRADIENT_BATCH),
         "prepare": max(len(extent.spaces), 1),
         "search": matrices,
-        "drift": batches(InTurn().tokens, DRIFT_BATCH),
+        "drift": math.ceil(_read_by_drift(extent, InTurn(), tokens) / DRIFT_BATCH),
         "write, verify": matrices,
     }
 
@@ -360,7 +367,7 @@ def holding_of(extent: Extent, recipe: Recipe, tokens: int, threads: int, target
     rounded = planned + 8.0 * size + 2.0 * target  # indices and files of two passes
     found["search"] = Holding(rounded, threads * 2.5 * matrix)
     if isinstance(recipe.drift, InTurn) and extent.blocks:
-        read = min(tokens, recipe.drift.tokens)
+        read = _read_by_drift(extent, recipe.drift, tokens)
         heard = 4.0 * read * sum(space.n * space.share for space in extent.spaces) / blocks
         expert = EXPERT_SUMS * 8.0 * max((space.n**2 for space in extent.spaces if space.share < 1), default=0)
         found["drift"] = Holding(

@@ -54,6 +54,15 @@ def test_sensitivities_are_those_that_small_noise_shows(measured: Measured) -> N
         assert value == pytest.approx(noise[key], rel=0.15), key
 
 
+def test_predictions_are_mean_shares_of_the_model(measured: Measured) -> None:
+    checkpoint, ids, _, found = measured
+    with torch.inference_mode():
+        logits = load_model(checkpoint)(torch.from_numpy(ids.astype(np.int64))).logits
+    shares = logits.double().softmax(-1).sum((0, 1))
+    assert found.tokens == ids.size
+    assert np.allclose(found.predictions, shares.numpy(), rtol=1e-4)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gemma3_text", "bert with heads"])
 def test_whatever_the_form_of_matrices(family: str, tmp_path: Path) -> None:
     families.build(families.CASES[family]).save_pretrained(tmp_path)

@@ -152,10 +152,17 @@ def _statistics() -> Statistics:
     )  # fmt: skip
 
 
+def test_rows_count_by_what_was_read_and_what_the_model_predicts() -> None:
+    counted = replace(_statistics(), predictions=np.array([0.0, 1.0, 3.0, 1.0]))
+    assert np.allclose(row_probabilities(counted), np.array([2.5, 1.5, 6.5, 1.5]) / 12)
+    other = replace(_statistics(), predictions=np.ones(3))  # of a head with fewer rows
+    assert np.array_equal(row_probabilities(other), row_probabilities(_statistics()))
+
+
 def test_metrics_of_each_role() -> None:
     statistics = _statistics()
     rows = np.array([4.5, 0.5, 6.5, 0.5]) / 12
-    assert np.allclose(row_probabilities(statistics.token_counts), rows)
+    assert np.allclose(row_probabilities(statistics), rows)
 
     linear = metric_for(Weight("linear", (4, 3), "F32", "linear", "head"), statistics)
     assert linear.sensitivity == 5

@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
 import trueaxis
 from trueaxis.cli import main
 from trueaxis.container import Container
 from trueaxis.metric import sample
 from trueaxis.metric.calibrate import load_model, minimum_tokens
-from trueaxis.metric.sample import sample_tokens
+from trueaxis.metric.sample import continue_text, sample_tokens
 from trueaxis.metric.statistics import load_statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
@@ -90,6 +91,41 @@ def test_batches_side_by_side_are_the_same(tiny_llama: Path) -> None:
     )
     assert one.size >= 10_000
     assert np.array_equal(one, several)
+
+
+def test_text_goes_on_from_its_beginnings(tiny_llama: Path) -> None:
+    """Twin without a cache; batches have numbers of their own, whichever thread has them."""
+    text = np.random.default_rng(2).integers(0, 128, (20, 24)).astype(np.int32)
+    checkpoint = Checkpoint.open(tiny_llama)
+    found = continue_text(checkpoint, text, 18, threads=1)
+    assert found.shape == (18, 24)
+    assert np.array_equal(found[:, :6], text[:18, :6])
+    assert np.array_equal(continue_text(checkpoint, text, 18, threads=3), found)
+    model, ids = load_model(checkpoint), torch.from_numpy(text[16:18, :6].astype(np.int64))
+    seed = np.random.SeedSequence([24, 1])
+    generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+    with torch.inference_mode():
+        while ids.shape[1] < 24:
+            probabilities = model(ids).logits[:, -1].double().softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
+    assert np.array_equal(found[16:], ids.numpy())
+
+
+def test_no_sequence_goes_on_twice_and_none_of_a_model_that_writes_nothing(tiny_llama: Path, tmp_path: Path) -> None:
+    text = np.zeros((3, 8), np.int64)
+    assert len(continue_text(Checkpoint.open(tiny_llama), text, 100, threads=1)) == 3
+    assert continue_text(Checkpoint.open(tiny_llama), text, 0, threads=1).shape == (0, 8)
+    torch.manual_seed(0)
+    BertForMaskedLM(
+        BertConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "masked")
+    assert continue_text(Checkpoint.open(tmp_path / "masked"), text, 3, threads=1).shape == (0, 8)
+
+
+def test_a_large_model_writes_less(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(tiny_llama)
+    monkeypatch.setattr(sample, "MOST_WORK", 2 * 8 * checkpoint.parameters)
+    assert len(continue_text(checkpoint, np.zeros((5, 8), np.int64), 5, threads=1)) == 2
 
 
 def test_the_log_tells_tokens_and_time_beforehand(tiny_llama: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -27,6 +27,7 @@ def _statistics(seed: int, sensitivities: dict[str, float]) -> Statistics:
         sensitivities,
         {"w": rows.T @ rows},
         10,
+        predictions=rng.random(5),
     )
 
 
@@ -41,6 +42,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert np.array_equal(loaded.shingles, saved.shingles)
     assert loaded.shingles.dtype == np.uint64
     assert np.array_equal(loaded.token_counts, saved.token_counts)
+    assert np.array_equal(loaded.predictions, saved.predictions)
     for name in ("tokens", "fingerprint", "chunks", "text_hashes", "sensitivities"):
         assert getattr(loaded, name) == getattr(saved, name)
 
@@ -55,6 +57,8 @@ def test_merge_adds() -> None:
     assert np.allclose(moment, (one.gradients["w"] + other.gradients["w"]) / 20)
     assert np.allclose(merged.mean("s"), (one.totals["s"] + other.totals["s"]) / 20)
     assert np.array_equal(merged.shingles, np.union1d(one.shingles, other.shingles))
+    assert np.array_equal(merged.predictions, one.predictions + other.predictions)
+    assert np.array_equal(merge(one, replace(other, predictions=np.zeros(0))).predictions, one.predictions)
     assert 1 < merged.sensitivities["a"] < 3
     assert merged.sensitivities["b"] == 5
 

@@ -1,7 +1,7 @@
 """What the model's own predictions make of errors: second moments of gradients, by sampling from the true Fisher.
 
     tokens ─▶ logits ─▶ labels drawn from the model ─▶ −ln p(label) ─▶ backward ─▶ Σ g gᵀ per linear layer, g = ∂/∂y
-                  └▶ Σ p (1 − p) per row of the head                        ├▶ Σ g gᵀ of what the embedding looks up
+                  └▶ Σ p, and Σ p (1 − p) per row of the head               ├▶ Σ g gᵀ of what the embedding looks up
                                                                             └▶ |Σ g xᵀ|² of sequences: sensitivities
 
 To second order KL(model ‖ disturbed) = ½ δᵀ F δ, and F is the mean of gradient times gradient over labels drawn from
@@ -51,14 +51,17 @@ class Gradients(NamedTuple):
         tokens: Tokens summed over.
         sensitivities: Keys of linear layers and heads → KL in nats per token and unit of D, for small errors that are
             white in D. None where a router chooses experts.
+        predictions: Σ p float64 [vocabulary]: how often each token is said to come next.
     """
 
     sums: dict[str, Array]
     tokens: int
     sensitivities: dict[str, float]
+    predictions: Array
 
 
-NONE = Gradients({}, 0, {})
+NONE = Gradients({}, 0, {}, np.zeros(0))
+_PREDICTIONS = "predictions"  # in the journal, beside the keys of matrices
 
 
 def measure_gradients(
@@ -93,7 +96,9 @@ def measure_gradients(
         CheckpointError: Gradients are not finite.
     """
     if (entry := journal.recall("gradients")) is not None:
-        return Gradients(dict(entry.arrays), *entry.facts)
+        sums = dict(entry.arrays)
+        predictions = sums.pop(_PREDICTIONS)
+        return Gradients(sums, *entry.facts, predictions)
     places = route(checkpoint)
     if places.head is None or places.embedding is None:
         return NONE
@@ -117,9 +122,10 @@ def measure_gradients(
             return NONE
     count = int(sum(ids.numel() for ids in batches))
     told = _sensitivities(listeners, whitening, heard, count)
-    gradients = Gradients(_sums(listeners, heard, labels), count, told)
+    gradients = Gradients(_sums(listeners, heard, labels), count, told, labels.predictions.numpy())
     _check_range(checkpoint, gradients)
-    journal.keep("gradients", gradients.sums, [gradients.tokens, gradients.sensitivities])
+    arrays = {**gradients.sums, _PREDICTIONS: gradients.predictions}
+    journal.keep("gradients", arrays, [gradients.tokens, gradients.sensitivities])
     recalled.forget()
     return gradients
 
@@ -187,7 +193,8 @@ class _Recalled:
                 self._heard.restore(entry.arrays, entry.facts)
                 self._steps.append(f"back {index}")
             self._labels.uncertainty = torch.from_numpy(behind.arrays["uncertainty"])
-            return left, [torch.from_numpy(behind.arrays[str(number)]) for number in range(len(behind.arrays) - 1)]
+            self._labels.predictions = torch.from_numpy(behind.arrays[_PREDICTIONS])
+            return left, [torch.from_numpy(behind.arrays[str(number)]) for number in range(len(behind.arrays) - 2)]
         return None
 
     def keep(self, left: int, gradients: Sequence[torch.Tensor]) -> None:
@@ -196,7 +203,8 @@ class _Recalled:
             return
         self._journal.keep(f"back {left}", *self._heard.news())
         behind = {str(number): gradient.cpu().numpy() for number, gradient in enumerate(gradients)}
-        self._journal.keep(f"behind {left}", {**behind, "uncertainty": self._labels.uncertainty.numpy()})
+        behind |= {"uncertainty": self._labels.uncertainty.numpy(), _PREDICTIONS: self._labels.predictions.numpy()}
+        self._journal.keep(f"behind {left}", behind)
         self._journal.forget(f"behind {left + 1}")
         self._steps += [f"back {left}", f"behind {left}"]
 
@@ -211,11 +219,12 @@ class _Labels:
 
     Attributes:
         uncertainty: Σ p (1 − p) of every row of the head over the tokens so far, float64 [m].
+        predictions: Σ p of the same.
     """
 
     def __init__(self, model: Any, seed: int) -> None:
         self._model, self._generator = model, torch.Generator().manual_seed(seed)
-        self.uncertainty = torch.zeros((), dtype=torch.float64)
+        self.uncertainty = self.predictions = torch.zeros((), dtype=torch.float64)
 
     def loss(self, output: Any) -> torch.Tensor | None:
         """−Σ ln p(label) of a batch; None for a model without logits over a vocabulary."""
@@ -225,5 +234,6 @@ class _Labels:
         logits = logits.reshape(-1, logits.shape[-1])
         shares = logits.detach().softmax(-1)
         labels = torch.multinomial(shares.cpu(), 1, generator=self._generator).to(logits.device)
+        self.predictions = self.predictions + shares.sum(0, dtype=torch.float64).cpu()
         self.uncertainty = self.uncertainty + (shares * (1 - shares)).sum(0, dtype=torch.float64).cpu()
         return -logits.log_softmax(-1).gather(1, labels).sum()

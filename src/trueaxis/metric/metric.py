@@ -38,9 +38,17 @@ def head_key(name: str) -> str:
     return f"{name}#head"
 
 
-def row_probabilities(token_counts: Array) -> Array:
-    """Weights of an embedding's rows: (count + ½) / Σ (count + ½), so that no token is free. float64 [m]."""
-    smoothed = token_counts.astype(np.float64) + 0.5
+def row_probabilities(statistics: Statistics) -> Array:
+    """How often an embedding's rows are looked up, float64 [m]: the mean of counts and of what the model predicts.
+
+    Counts of rare tokens are mostly noise; predictions, given what came before, have the same mean and far less of it
+    (Rao–Blackwell). Tokens that a model reads but never says, such as one that starts a text, have their counts. Half
+    a count more for each, so that none is free.
+    """
+    counts, said = statistics.token_counts.astype(np.float64), statistics.predictions
+    if said.size == counts.size:
+        counts = (counts + said * (counts.sum() / said.sum())) / 2
+    smoothed = counts + 0.5
     return smoothed / smoothed.sum()
 
 
@@ -119,7 +127,7 @@ def _rows_of(weight: Weight, statistics: Statistics) -> Array:
             f"{weight.name}: statistics count {statistics.token_counts.shape[0]} tokens but the weight has "
             f"{weight.shape[0]} rows; calibrate with the same model"
         )
-    return row_probabilities(statistics.token_counts)
+    return row_probabilities(statistics)
 
 
 def distance(error: Array, metric: Metric) -> float:

@@ -145,7 +145,7 @@ class _Use(NamedTuple):
     def metric(self, statistics: Statistics) -> Metric:
         """What errors of it cost in this use."""
         if self.side == "embedding":
-            return Metric(None, row_probabilities(statistics.token_counts))
+            return Metric(None, row_probabilities(statistics))
         return Metric(metric_for(self.weight, statistics).second_moment)
 
 

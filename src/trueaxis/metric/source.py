@@ -96,11 +96,14 @@ def _with_effects(
         checkpoint, weights, measured, tokens, seed, device=device, threads=threads, journal=journal,
         progress=lambda done, total, _: progress("gradients", done, total),
     )  # fmt: skip
+    measured = replace(
+        measured, gradients=gradients.sums, gradient_tokens=gradients.tokens, predictions=gradients.predictions
+    )
     sensitivities = measure_sensitivities(
         checkpoint, weights, measured, tokens, seed, known=gradients.sensitivities, device=device, journal=journal,
         progress=lambda done, total, _: progress("sensitivity", done, total),
     )  # fmt: skip
-    return replace(measured, sensitivities=sensitivities, gradients=gradients.sums, gradient_tokens=gradients.tokens)
+    return replace(measured, sensitivities=sensitivities)
 
 
 def calibration_tokens(

@@ -56,6 +56,8 @@ class Statistics:
         gradient_tokens: Tokens that these are summed over.
         unheard: Spaces that the model has but calibration could not listen to, sorted.
         unrun: Why the model could not be run at all; empty if it was.
+        predictions: Σ p float64 [vocabulary], how often the model says that each token comes next, over tokens of
+            gradients; none where it has no KL.
         source: "text" that was given, "sampled" from the model, or "text, sampled" where both were merged.
         scratch: Where moments are held.
         text: Token ids [sequences, length] that were read first, where they were measured in this run.
@@ -74,6 +76,7 @@ class Statistics:
     unheard: tuple[str, ...] = ()
     unrun: str = ""
     source: str = "text"
+    predictions: Array = field(default_factory=lambda: np.zeros(0))
     scratch: NoScratch = field(default=NO_SCRATCH, repr=False, compare=False)
     text: Array | None = field(default=None, repr=False, compare=False)
     _moments: dict[str, Array] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -122,6 +125,8 @@ class Statistics:
         tensors |= {f"total/{space}": value for space, value in self.totals.items()}
         tensors |= {f"gradient/{key}": value for key, value in self.gradients.items()}
         tensors |= {"token_counts": self.token_counts, "shingles": self.shingles}
+        if self.predictions.size:
+            tensors["predictions"] = self.predictions
         header = {
             "version": _VERSION,
             "fingerprint": self.fingerprint,
@@ -186,6 +191,9 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         width = totals[space].shape[0]
         if sums[space].shape != (width, width) or count < 0:
             raise ValueError(f"{space}: Σ x xᵀ is {list(sums[space].shape)}, Σ x [{width}], over {count} tokens")
+    predictions = tensors.get("predictions", np.zeros(0))
+    if predictions.size and not (predictions.min() >= 0 and predictions.sum() > 0):
+        raise ValueError("Σ p is negative or zero")
     return Statistics(
         sums,
         totals,
@@ -200,6 +208,7 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         tuple(str(space) for space in header["unheard"]),
         str(header["unrun"]),
         str(header.get("source", "text")),
+        predictions,
     )
 
 
@@ -238,6 +247,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         first.unheard,
         first.unrun,
         first.source if first.source == second.source else "text, sampled",
+        _added(first.predictions, second.predictions),
     )
 
 
@@ -261,6 +271,11 @@ def without(whole: Statistics, part: Statistics) -> Statistics:
         tokens=left,
         token_counts=whole.token_counts - part.token_counts,
     )
+
+
+def _added(first: Array, second: Array) -> Array:
+    """Their sum, or the one that there is."""
+    return first + second if first.size and second.size else first if first.size else second
 
 
 def _average_sensitivities(first: Statistics, second: Statistics) -> dict[str, float]:
