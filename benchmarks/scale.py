@@ -35,14 +35,19 @@ INDEX = "model.safetensors.index.json"  # written last
 SAMPLE_SECONDS = 0.2
 
 
+def shape_of(millions: float) -> tuple[int, int]:
+    """Width and number of blocks."""
+    width = max(128, round((millions * 1e6 / 170) ** 0.5 / 128) * 128)  # two query heads of 64 per KV head
+    return width, max(1, round((millions * 1e6 - 2 * VOCABULARY * width) / (11 * width**2)))
+
+
 def make_checkpoint(path: Path, millions: float) -> None:
     """Llama of about `millions` · 10⁶ parameters in bfloat16, a shard per block; weights are Student-t, 5 degrees."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    width = max(128, round((millions * 1e6 / 170) ** 0.5 / 128) * 128)  # two query heads of 64 per KV head
-    blocks = max(1, round((millions * 1e6 - 2 * VOCABULARY * width) / (11 * width**2)))
+    width, blocks = shape_of(millions)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=width, intermediate_size=round(width * 8 / 3 / 128) * 128,
         num_hidden_layers=blocks, num_attention_heads=width // 64, num_key_value_heads=width // 128,
@@ -148,8 +153,10 @@ def main() -> None:
         model, out, tokens = (Path(folder) / name for name in ("model", "out", "tokens.npy"))
         if not (model / INDEX).exists():
             make_checkpoint(model, options.millions)
-        parameters = Checkpoint.open(model).parameters
-        print(f"checkpoint: {parameters:,} parameters, limit {options.limit / 1e9:g} GB", flush=True)
+        checkpoint = Checkpoint.open(model)
+        if (checkpoint.config["hidden_size"], checkpoint.config["num_hidden_layers"]) != shape_of(options.millions):
+            sys.exit(f"{model}: was made for another number of parameters; give the same --millions, or another folder")
+        print(f"checkpoint: {checkpoint.parameters:,} parameters, limit {options.limit / 1e9:g} GB", flush=True)
         np.save(tokens, np.random.default_rng(0).integers(0, VOCABULARY, (max(1, options.tokens // 256), 256)))
         inside = [sys.executable, *sys.argv, "--inside", str(model), str(out), str(tokens)]
         done = subprocess.run(inside, capture_output=True, text=True, check=False)
