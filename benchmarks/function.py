@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from bench import split_tokens
 from limit import layers
 
 from trueaxis.assemble import count_symbols
@@ -234,14 +235,16 @@ def report(case: Case, rates: Sequence[float]) -> None:
 
 
 def of_model(model: Path, name: str, folder: Path) -> Case:
-    """Its matrices in the axes of a recipe, planned for the scalar quantizer."""
+    """Its matrices in the axes of a recipe, planned for the scalar quantizer; the demo model reads its own text."""
     checkpoint, chosen = Checkpoint.open(model), find_recipe(name)
     chosen = replace(chosen, quantize=Feedback(effort="scalar"))
-    tokens = [file for file in [model / "calibration_tokens.npy"] if file.exists()]
-    statistics = folder / f"{model.name}.safetensors" if tokens else None
+    tokens, statistics = folder / f"{model.name}.npy", folder / f"{model.name}.safetensors"
+    if not tokens.exists():
+        np.save(tokens, split_tokens(model, "calibration"))
     found = prepare(
-        checkpoint, chosen, checkpoint.bytes_at(2), tokens, statistics, seed=0, threads=1, device="cpu", progress=silent
-    )
+        checkpoint, chosen, checkpoint.bytes_at(2), [tokens], statistics,
+        seed=0, threads=1, device="cpu", progress=silent,
+    )  # fmt: skip
     plans = {job.coded.name: job.plan for job in found.jobs if job.coded.slice is None}
     return Case(f"{model.name}, {name}", plans, found.statistics.token_counts)
 
