@@ -40,7 +40,7 @@ from trueaxis.quantize.start import settled_tables
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.terms import hats
 from trueaxis.stages import Feedback, Rans
-from trueaxis.types import Array, Weight
+from trueaxis.types import Array, Quantized, Weight
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 NEIGHBOURING = (0.8, 1.25)  # of c: where else W is coded, so that its bits at another D are known
@@ -163,9 +163,8 @@ def guessed_saving(member: Member, before: Member | None, counts: Array | None, 
     return max(0.0, member.bits - member.residual_bits(found) - numbers * each)
 
 
-def coded(plan: Plan, c: float, mean: Array | None = None) -> tuple[float, float]:
-    """(bits of a residual record and its tables, log₂ D in squared steps)."""
-    plan = plan if mean is None else replace(plan, weight=np.ascontiguousarray(plan.weight - mean))
+def decoded(plan: Plan, c: float) -> tuple[Quantized, int, Array]:
+    """(a matrix quantized alone, bytes of its residual record and its tables, float32 values that they decode to)."""
     tables = settled_tables(plan.trellis, plan.rate_weight)
     for _ in range(2):
         outcome = quantize(plan, c, tables)
@@ -173,13 +172,20 @@ def coded(plan: Plan, c: float, mean: Array | None = None) -> tuple[float, float
         tables = fitted
     payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
     header = unpack_residual(payload, *plan.weight.shape)
-    error = dequantize(header, decode_indices(header, fitted), fitted) - plan.weight
+    values = dequantize(header, decode_indices(header, fitted), fitted)
+    return outcome.quantized, len(payload) + len(pack_tables(fitted)), values
+
+
+def coded(plan: Plan, c: float, mean: Array | None = None) -> tuple[float, float]:
+    """(bits of a residual record and its tables, log₂ D in squared steps)."""
+    plan = plan if mean is None else replace(plan, weight=np.ascontiguousarray(plan.weight - mean))
+    _, size, values = decoded(plan, c)
     member = Member.planned("", plan, 1.0)
-    lost = float(np.square(error / member.row_steps[:, None] @ member.root).sum())
-    return 8.0 * (len(payload) + len(pack_tables(fitted))), float(np.log2(max(lost, 1e-30)))
+    lost = float(np.square((values - plan.weight) / member.row_steps[:, None] @ member.root).sum())
+    return 8.0 * size, float(np.log2(max(lost, 1e-30)))
 
 
-def measured_savings(case: Case, c: float, fits: Mapping[str, Mapping[str, float | Array]]) -> dict[str, float]:
+def measured_savings(case: Case, c: float, fits: Mapping[str, Mapping[str, tuple[Array, float]]]) -> dict[str, float]:
     """Candidate ─▶ measured bits saved over all matrices whose f saves any."""
     total: dict[str, float] = {}
     for name, plan in case.plans.items():
