@@ -5,7 +5,8 @@
     checkpoint in shards, made one at a time ─▶ compress in a process under RLIMIT_DATA ─▶ verify ─▶ one row per stage
 
 The limit counts everything that cannot be dropped and read again: heap and private pages, not files that are mapped.
-Resident memory is sampled five times a second, of both kinds. `--folder` is for a disk with room.
+Resident memory is sampled five times a second, of both kinds. `--folder` is for a disk with room. With `--resume` what
+was made there stays, and the same command goes on where it was stopped; stages then are those since the last start.
 """
 
 from __future__ import annotations
@@ -20,23 +21,22 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trueaxis.arguments import parse_size
+from trueaxis.model.checkpoint import Checkpoint
 
 VOCABULARY = 8192
+INDEX = "model.safetensors.index.json"  # written last
 SAMPLE_SECONDS = 0.2
 
 
-def make_checkpoint(path: Path, millions: float) -> int:
-    """Llama of about `millions` · 10⁶ parameters in bfloat16, a shard per block; weights are Student-t, 5 degrees.
-
-    Returns:
-        Its number of parameters.
-    """
+def make_checkpoint(path: Path, millions: float) -> None:
+    """Llama of about `millions` · 10⁶ parameters in bfloat16, a shard per block; weights are Student-t, 5 degrees."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -63,8 +63,7 @@ def make_checkpoint(path: Path, millions: float) -> int:
                 )
                 shard[name], index[name] = drawn.to(torch.bfloat16), group
         save_file(shard, path / group, metadata={"format": "pt"})
-    (path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
-    return sum(shape.numel() for shape in shapes.values())
+    (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
 
 
 def _shard(name: str) -> str:
@@ -113,7 +112,7 @@ def compress_limited(model: Path, out: Path, tokens: Path, options: argparse.Nam
     sampler.start()
     report = trueaxis.compress(
         model, out, bits=options.bits, recipe=options.recipe, calibration=[tokens], threads=options.threads,
-        memory=options.limit, progress=lambda stage, _done, _total: sampler.enter(stage),
+        memory=options.limit, resume=options.resume, progress=lambda stage, _done, _total: sampler.enter(stage),
     )  # fmt: skip
     sampler.enter("write, verify, report")
     trueaxis.verify(out)
@@ -131,7 +130,8 @@ def main() -> None:
     parser.add_argument("--recipe", default="default")
     parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--folder", help="where to work")
+    parser.add_argument("--folder", type=Path, help="where to work")
+    parser.add_argument("--resume", action="store_true", help="work in --folder itself, and go on from what is there")
     parser.add_argument("--log", default=os.devnull, help="a line per sample: seconds, stage, own, mapped, counted")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -139,11 +139,16 @@ def main() -> None:
         model, out, tokens = map(Path, options.inside)
         compress_limited(model, out, tokens, options)
         return
+    if options.resume and options.folder is None:
+        parser.error("--resume needs --folder")
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     print("load of the machine before:", *os.getloadavg(), flush=True)
-    with tempfile.TemporaryDirectory(dir=options.folder) as work:
-        model, out, tokens = Path(work) / "model", Path(work) / "out", Path(work) / "tokens.npy"
-        parameters = make_checkpoint(model, options.millions)
+    work = nullcontext(options.folder) if options.resume else tempfile.TemporaryDirectory(dir=options.folder)
+    with work as folder:
+        model, out, tokens = (Path(folder) / name for name in ("model", "out", "tokens.npy"))
+        if not (model / INDEX).exists():
+            make_checkpoint(model, options.millions)
+        parameters = Checkpoint.open(model).parameters
         print(f"checkpoint: {parameters:,} parameters, limit {options.limit / 1e9:g} GB", flush=True)
         np.save(tokens, np.random.default_rng(0).integers(0, VOCABULARY, (max(1, options.tokens // 256), 256)))
         inside = [sys.executable, *sys.argv, "--inside", str(model), str(out), str(tokens)]

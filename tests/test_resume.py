@@ -17,6 +17,7 @@ import pytest
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
 from trueaxis.journal import Journal, begun, journal_folder
+from trueaxis.scratch import Scratch
 from trueaxis.types import TrueaxisError
 
 SCRIPT = """
@@ -114,6 +115,18 @@ def test_a_finished_output_is_verified(sources: Path, tmp_path: Path) -> None:
     assert same(out, sources / "expected")
 
 
+def test_the_journal_of_a_finished_output_goes(sources: Path, tmp_path: Path) -> None:
+    """A run may be killed when its output has its name and the journal is still there."""
+    out = Path(shutil.copytree(sources / "expected", tmp_path / "out"))
+    inputs = json.loads((out / "trueaxis.json").read_text())["inputs"]
+    for journal_inputs, stays in ((inputs, False), ({**inputs, "seed": 1}, True)):
+        with pytest.raises(KeyboardInterrupt), begun(out, journal_inputs) as journal:
+            journal.keep("a", {"x": np.arange(5)})
+            raise KeyboardInterrupt
+        compress(sources, out, resume=True)
+        assert journal_folder(out).exists() == stays
+
+
 def test_other_inputs_are_refused_by_name(sources: Path, tmp_path: Path) -> None:
     def stop(name: str, done: int, total: int) -> None:
         if name == "prepare":
@@ -173,6 +186,26 @@ def test_damaged_entries_count_as_none(tmp_path: Path) -> None:
         again.keep("a", {"x": np.arange(2)})
         assert again.recall("a").arrays["x"].tolist() == [0, 1]  # type: ignore[union-attr]
     assert not folder.exists()
+
+
+def test_entries_without_inputs_are_removed(tmp_path: Path) -> None:
+    """A journal may lose its inputs first as it is being removed."""
+    with pytest.raises(KeyboardInterrupt), begun(tmp_path / "out", {"model": "one"}) as journal:
+        journal.keep("a", {"x": np.arange(5)})
+        raise KeyboardInterrupt
+    (journal_folder(tmp_path / "out") / "inputs.json").unlink()
+    with begun(tmp_path / "out", {"model": "another"}) as journal:
+        assert journal.recall("a") is None
+        assert not list(journal_folder(tmp_path / "out").glob("*.entry"))
+
+
+def test_what_is_recalled_lies_in_scratch(tmp_path: Path) -> None:
+    scratch, kept = Scratch(tmp_path, 0), np.random.default_rng(0).normal(size=(300, 300))
+    with begun(tmp_path / "out", {}, scratch) as journal:
+        journal.keep("a", {"x": kept})
+        found = journal.recall("a")
+        assert found is not None and scratch.spilled_bytes == kept.nbytes
+        np.testing.assert_array_equal(found.arrays["x"], kept)
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def compress(
         return done
     check_free(Path(out), overwrite, [model, *calibration, *evaluation, *files_read])
     expected = checkpoint.bytes_at(ASSUMED_BITS) if target is None else target
-    with engine_of(engine, ray_address) as found_engine, journal_of(Path(out), inputs, resume) as journal:
+    kept = journal_of(Path(out), inputs, resume, checkpoint.scratch)
+    with engine_of(engine, ray_address) as found_engine, kept as journal:
         prepared = prepare(
             checkpoint, chosen, expected, calibration, statistics,
             seed=seed, threads=threads or default_threads(), device=device, progress=progress, journal=journal,

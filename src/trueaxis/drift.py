@@ -1,9 +1,11 @@
 """Drift: every matrix aims at what the original puts out, given what the compressed blocks before it hand on.
 
-    files of the search ─▶ rounds of turns.py, each aimed at the size ─▶ files ─▶ the closer ones on text kept back
+    text, longer if it is short ─┐
+    files of the search ─────────┴▶ rounds of turns.py, each aimed at the size ─▶ the closer files on text kept back
 
 Spaces go in turn, since the errors that a matrix takes up are those of matrices that are rounded already: targets
-found for all spaces at once would take up errors that the next rounding no longer makes.
+found for all spaces at once would take up errors that the next rounding no longer makes. Where there is less text than
+is to be read, the model goes on from the beginnings of it: its own words are what it is asked about there.
 Memory: two models in float32, in scratch, and what the matrices of one block read of the text.
 
 References: Qronos (arXiv:2505.11695), GPTAQ (arXiv:2504.02692).
@@ -15,12 +17,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from trueaxis.assemble import Assembled, running
 from trueaxis.likelihood import kl_nats
 from trueaxis.metric.calibrate import split_sequences
 from trueaxis.metric.running import forward
+from trueaxis.metric.sample import continue_text
 from trueaxis.metric.sensitivity import Output
 from trueaxis.model.graph import route
 from trueaxis.quantize.budget import AIM, ENOUGH
@@ -59,6 +63,8 @@ def in_turn(stage: InTurn, course: Course, files: Assembled) -> Assembled:
         tokens, kept = _split(course.tokens(), stage.tokens)
     except CalibrationError:
         return replace(files, notes=(*files.notes, NO_TEXT))
+    missing = max(0, stage.tokens - tokens.size) // tokens.shape[1]
+    tokens = np.concatenate([tokens, continue_text(course.checkpoint, tokens, missing, course.threads)])
     model = running(files, course.checkpoint, InScratch(course.checkpoint.scratch))
     turns = Turns(stage, course, places, files, model, list(split_sequences(tokens, BATCH_TOKENS)))
     before = _divergence(turns, kept)

@@ -14,12 +14,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.types import Array, TrueaxisError
 
 WRITTEN = "written by this run"  # stands for a statistics file that was not there at first
@@ -64,8 +65,8 @@ NO_JOURNAL = NoJournal()
 class Journal(NoJournal):
     """Entries in a folder; made by `begun`."""
 
-    def __init__(self, folder: Path, inputs: Mapping[str, Any]) -> None:
-        self.folder, self.inputs = folder, inputs
+    def __init__(self, folder: Path, inputs: Mapping[str, Any], scratch: NoScratch = NO_SCRATCH) -> None:
+        self.folder, self.inputs, self._scratch = folder, inputs, scratch
         self._files = {file.name.partition("-")[0]: file for file in folder.glob(f"*{_SUFFIX}")}
 
     def recall(self, key: str) -> Entry | None:
@@ -77,7 +78,8 @@ class Journal(NoJournal):
         try:
             with safe_open(file, framework="np") as opened:
                 facts = json.loads((opened.metadata() or {})["facts"])
-                return Entry({name: opened.get_tensor(name) for name in opened.offset_keys()}, facts)
+                held = self._scratch.hold  # what is recalled may be more than what a run works on
+                return Entry({name: held(opened.get_tensor(name)) for name in opened.offset_keys()}, facts)
         except (SafetensorError, OSError, ValueError, KeyError):
             return None
 
@@ -114,12 +116,13 @@ def journal_folder(out: Path) -> Path:
 
 
 @contextmanager
-def begun(out: Path, inputs: Mapping[str, Any]) -> Iterator[Journal]:
+def begun(out: Path, inputs: Mapping[str, Any], scratch: NoScratch = NO_SCRATCH) -> Iterator[Journal]:
     """The journal of an output, an old one or a new one; it goes when the block ends without an exception.
 
     Args:
         out: Directory that is to be made.
         inputs: What the run depends on, by name; JSON.
+        scratch: Holds arrays that are recalled.
 
     Raises:
         TrueaxisError: It was begun with other inputs, another process holds it, or it cannot be written.
@@ -139,18 +142,31 @@ def begun(out: Path, inputs: Mapping[str, Any]) -> Iterator[Journal]:
             raise TrueaxisError(f"{folder}: another process is at work on {out}; wait for it") from error
         for leftover in folder.glob("*.partial"):  # of a run that was killed
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        yield Journal(folder, _agreed(folder, inputs))
+        yield Journal(folder, _agreed(folder, inputs), scratch)
         shutil.rmtree(folder)
 
 
+def clear(out: Path, inputs: Mapping[str, Any]) -> None:
+    """Removes the journal of an output that is complete, where a run was killed before it did; one of other inputs, or
+    that a process holds, stays."""
+    if journal_folder(out).is_dir():
+        with suppress(TrueaxisError), begun(out, inputs):
+            pass
+
+
 def _agreed(folder: Path, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The inputs that the journal was begun with, where these are the same; written down where there were none."""
+    """The inputs that the journal was begun with, where these are the same; written down where there were none.
+
+    Entries without inputs are what was left of a journal as it was being removed: nobody knows of what model they are.
+    """
     try:
         before = json.loads((folder / _INPUTS).read_text())
     except FileNotFoundError:
         before = dict(inputs)
         partial = folder / f"{_INPUTS}.partial"
         try:
+            for leftover in folder.glob(f"*{_SUFFIX}"):
+                leftover.unlink()
             partial.write_text(json.dumps(before))
             partial.replace(folder / _INPUTS)
         except OSError as error:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trueaxis.inspection import REPORT
-from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal, begun, changes, file_digest, journal_folder
+from trueaxis.journal import NO_JOURNAL, WRITTEN, NoJournal, begun, changes, clear, file_digest, journal_folder
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.recipe import Recipe
 from trueaxis.restored import restored
+from trueaxis.scratch import NoScratch
 from trueaxis.types import CalibrationError, CompressionReport, FormatError, TrueaxisError
 
 
@@ -50,12 +51,12 @@ def inputs_of(
 
 
 @contextmanager
-def journal_of(out: Path, inputs: Mapping[str, Any], resume: bool) -> Iterator[NoJournal]:
-    """The journal of a run that is to be resumable, or none."""
+def journal_of(out: Path, inputs: Mapping[str, Any], resume: bool, scratch: NoScratch) -> Iterator[NoJournal]:
+    """The journal of a run that is to be resumable, or none; scratch holds what is recalled."""
     if not resume:
         yield NO_JOURNAL
         return
-    with begun(out, inputs) as journal:
+    with begun(out, inputs, scratch) as journal:
         yield journal
 
 
@@ -91,6 +92,7 @@ def finished(out: Path, inputs: Mapping[str, Any], overwrite: bool) -> Compressi
         if overwrite:
             return None
         raise TrueaxisError(f"{error}; or pass --overwrite to make {out} again") from error
+    clear(out, before)
     note = "it was there already and every byte is right: time and memory are those of the run that made it"
     return replace(report, notes=(*report.notes, note))
 

@@ -95,6 +95,47 @@ def sample_tokens(
     return np.concatenate(parts)
 
 
+def continue_text(checkpoint: Checkpoint, tokens: Array, sequences: int, threads: int) -> Array:
+    """More text: the model goes on from the first quarter of sequences, at temperature 1.
+
+    Args:
+        checkpoint: The model to run, in float32 on the CPU.
+        tokens: Token ids [sequences, length] of real text.
+        sequences: Wanted; at most as many as there are, and no more than `MOST_WORK` allows.
+        threads: Batches side by side; the tokens do not depend on it.
+
+    Returns:
+        int64 [sequences, length]; none of a model that does not go on from what it has read.
+
+    Raises:
+        CheckpointError: The model's logits are not finite.
+
+    Example:
+        >>> continue_text(checkpoint, tokens, 16, threads=2).shape   # doctest: +SKIP
+        (16, 256)
+    """
+    length = tokens.shape[1]
+    wanted = min(sequences, len(tokens), MOST_WORK // max(checkpoint.parameters * length, 1))
+    with one_thread():
+        model = load_model(checkpoint) if wanted > 0 and length > 1 else None
+        if model is None or not _goes_on(model):
+            return np.empty((0, length), np.int64)
+        begun = torch.from_numpy(tokens[:wanted, : max(1, length // 4)].astype(np.int64)).split(BATCH)
+
+        def continued(number: int) -> Array:
+            return _grown(model, begun[number], length, _generator(np.random.SeedSequence([length, number])))
+
+        return np.concatenate(list(ordered_stream(continued, range(len(begun)), threads)))
+
+
+def _goes_on(model: Any) -> bool:
+    """Whether a model writes text and keeps what it has read of it."""
+    taken = inspect.signature(model.forward).parameters
+    if not model.can_generate() or getattr(model.config, "is_encoder_decoder", False) or "use_cache" not in taken:
+        return False
+    return "cache" in taken or "past_key_values" in taken
+
+
 def _batches(tokens: int, minimum: int, size: int, most_tokens: int) -> int:
     """Batches of `size` tokens: as many as are wanted, fewer for a large model, never less than the minimum."""
     wanted, needed = -(-tokens // size), -(-minimum // size)
@@ -125,14 +166,23 @@ def _next(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]
 
 def _sample_batch(model: Any, starts: torch.Tensor, batch: int, length: int, seed: np.random.SeedSequence) -> Array:
     """int64 [batch, length]: start tokens and what the model makes of them."""
-    generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+    generator = _generator(seed)
+    begun = torch.multinomial(starts, batch, replacement=True, generator=generator)[:, None]
+    return _grown(model, begun, length, generator)
+
+
+def _generator(seed: np.random.SeedSequence) -> torch.Generator:
+    return torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
+
+
+def _grown(model: Any, begun: torch.Tensor, length: int, generator: torch.Generator) -> Array:
+    """int64 [sequences, length]: ids [sequences, given] and what the model makes of them."""
+    ids, cache = [begun], None
     with torch.inference_mode():  # of this thread
-        ids = [torch.multinomial(starts, batch, replacement=True, generator=generator)[:, None]]
-        cache = None
-        while len(ids) < length:
+        for _ in range(begun.shape[1], length):
             probabilities, cache = _next(model, ids[-1].to(model.device), cache)
             ids.append(torch.multinomial(probabilities, 1, generator=generator))
-        return torch.cat(ids, dim=1).numpy()
+    return torch.cat(ids, dim=1).numpy()
 
 
 def _seconds_per_batch(model: Any, starts: torch.Tensor, batch: int, length: int) -> float:
