@@ -1,6 +1,7 @@
 """What a function beside the residual is worth: bits saved at equal D, candidate by candidate.
 
     python benchmarks/function.py [MODEL …] [--layers FILE.safetensors …] [--recipes identity gauge] [--bits 1.5 2 3]
+                                  [--candidates NAME …]
 
     plans of all matrices, c of the rate ─▶ every candidate's f ─▶ estimated bits of f + r against W
     where that saves ─▶ W and W − f coded, tables fitted ─▶ bytes of records at the D that W reached
@@ -17,12 +18,14 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from bench import DEMO, split_tokens
 from limit import layers
+from scipy.sparse.csgraph import shortest_path
 
 from trueaxis.assemble import count_symbols
 from trueaxis.entropy.model import fit_tables, pack_tables
@@ -39,12 +42,13 @@ from trueaxis.quantize.start import settled_tables
 from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.terms import hats
 from trueaxis.stages import Feedback, Rans
-from trueaxis.types import Array, Weight
+from trueaxis.types import Array, Quantized, Weight
 
 MODELS = Path(__file__).parents[2] / "shared" / "models"
 NEIGHBOURING = (0.8, 1.25)  # of c: where else W is coded, so that its bits at another D are known
 FEATURES = 64
 HEADS = 8
+COORDINATES, ROUNDS, LANDMARKS, NEIGHBOURS = 3, 40, 512, 12
 Guess = Callable[[Member, Member | None, Array | None], tuple[Array, int]]
 """(matrix, the same one block before, token counts) ─▶ (f, numbers that describe it); no f costs nothing."""
 
@@ -144,11 +148,52 @@ def coordinate_network(member: Member, before: Member | None, counts: Array | No
     return in_place(member, total), FEATURES
 
 
+def quadratic_rows(member: Member, before: Member | None, counts: Array | None) -> tuple[Array, int]:
+    """Rows as points of a curved 3-manifold: 1, x_a and x_a x_b of three coordinates, refined by Gauss and Newton."""
+    white, size = member.whitened, COORDINATES
+    places = charted(white)
+    for _ in range(ROUNDS):
+        basis = lifted(places)
+        maps = np.linalg.lstsq(basis, white, rcond=None)[0]
+        error = white - basis @ maps
+        slopes = np.stack([(lifted(places + 0.5 * one) - lifted(places - 0.5 * one)) @ maps for one in np.eye(size)], 1)
+        normal = np.einsum("mkn,mln->mkl", slopes, slopes)
+        normal += 0.01 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(size)
+        moved = places + np.linalg.solve(normal, np.einsum("mkn,mn->mk", slopes, error)[..., None])[..., 0]
+        better = np.square(white - lifted(moved) @ maps).sum(axis=1) < np.square(error).sum(axis=1)
+        places = np.where(better[:, None], moved, places)
+    basis = lifted(places)
+    fitted = basis @ np.linalg.lstsq(basis, white, rcond=None)[0]
+    found = np.linalg.solve(member.root.T, fitted.T).T * member.row_steps[:, None]
+    return found, places.size + basis.shape[1] * white.shape[1]
+
+
+def charted(points: Array) -> Array:
+    """Coordinates [m, 3] that keep distances along the rows' own manifold (Isomap); others are put at landmarks."""
+    chosen = np.unique(np.linspace(0, len(points) - 1, min(LANDMARKS, len(points))).astype(int))
+    squares = np.square(points).sum(axis=1)
+    apart = np.sqrt(np.maximum(squares[:, None] + squares[chosen] - 2 * points @ points[chosen].T, 0))
+    inside = apart[chosen]
+    near = inside <= np.sort(inside, axis=1)[:, min(NEIGHBOURS, len(chosen) - 1)][:, None]
+    paths = shortest_path(np.where(near | near.T, np.maximum(inside, 1e-9), 0), directed=False)
+    paths[~np.isfinite(paths)] = paths[np.isfinite(paths)].max()
+    centre = np.eye(len(paths)) - 1 / len(paths)
+    axes = np.linalg.eigh(-0.5 * centre @ np.square(paths) @ centre)[1][:, -COORDINATES:]
+    return axes[apart.argmin(axis=1)] * np.sqrt(len(axes))
+
+
+def lifted(places: Array) -> Array:
+    """1, x_a and x_a x_b of coordinates [m, k]."""
+    pairs = [places[:, a] * places[:, b] for a in range(places.shape[1]) for b in range(a, places.shape[1])]
+    return np.column_stack([np.ones(len(places)), places, *pairs])
+
+
 GUESSES: dict[str, Guess] = {
     "layer before, one gain *": from_before, "layer before, gains of heads *": heads_from_before,
     "layer before, mixed in the metric *": mixed_from_before, "DCT over rows *": cosines,
     "heads after Procrustes *": heads_as_members, "token frequency *": token_frequency,
     "row before in tables *": neighbouring_rows, "coordinate network *": coordinate_network,
+    "quadratic of three coordinates *": quadratic_rows,
 }  # fmt: skip
 
 
@@ -162,9 +207,8 @@ def guessed_saving(member: Member, before: Member | None, counts: Array | None, 
     return max(0.0, member.bits - member.residual_bits(found) - numbers * each)
 
 
-def coded(plan: Plan, c: float, mean: Array | None = None) -> tuple[float, float]:
-    """(bits of a residual record and its tables, log₂ D in squared steps)."""
-    plan = plan if mean is None else replace(plan, weight=np.ascontiguousarray(plan.weight - mean))
+def decoded(plan: Plan, c: float) -> tuple[Quantized, int, Array]:
+    """(a matrix quantized alone, bytes of its residual record and its tables, float32 values that they decode to)."""
     tables = settled_tables(plan.trellis, plan.rate_weight)
     for _ in range(2):
         outcome = quantize(plan, c, tables)
@@ -172,13 +216,20 @@ def coded(plan: Plan, c: float, mean: Array | None = None) -> tuple[float, float
         tables = fitted
     payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
     header = unpack_residual(payload, *plan.weight.shape)
-    error = dequantize(header, decode_indices(header, fitted), fitted) - plan.weight
+    values = dequantize(header, decode_indices(header, fitted), fitted)
+    return outcome.quantized, len(payload) + len(pack_tables(fitted)), values
+
+
+def coded(plan: Plan, c: float, mean: Array | None = None) -> tuple[float, float]:
+    """(bits of a residual record and its tables, log₂ D in squared steps)."""
+    plan = plan if mean is None else replace(plan, weight=np.ascontiguousarray(plan.weight - mean))
+    _, size, values = decoded(plan, c)
     member = Member.planned("", plan, 1.0)
-    lost = float(np.square(error / member.row_steps[:, None] @ member.root).sum())
-    return 8.0 * (len(payload) + len(pack_tables(fitted))), float(np.log2(max(lost, 1e-30)))
+    lost = float(np.square((values - plan.weight) / member.row_steps[:, None] @ member.root).sum())
+    return 8.0 * size, float(np.log2(max(lost, 1e-30)))
 
 
-def measured_savings(case: Case, c: float, fits: Mapping[str, Mapping[str, float | Array]]) -> dict[str, float]:
+def measured_savings(case: Case, c: float, fits: Mapping[str, Mapping[str, tuple[Array, float]]]) -> dict[str, float]:
     """Candidate ─▶ measured bits saved over all matrices whose f saves any."""
     total: dict[str, float] = {}
     for name, plan in case.plans.items():
@@ -195,9 +246,11 @@ def measured_savings(case: Case, c: float, fits: Mapping[str, Mapping[str, float
     return total
 
 
-def report(case: Case, rates: Sequence[float]) -> None:
+def report(case: Case, rates: Sequence[float], wanted: Collection[str]) -> None:
     """A table of one model."""
     size = sum(plan.weight.size for plan in case.plans.values())
+    candidates = {label: one for label, one in CANDIDATES.items() if label in wanted}
+    guesses = {label: one for label, one in GUESSES.items() if label in wanted}
     print(
         f"\n### {case.label}\n\n| bits | candidate | matrices with f | estimated saved | measured saved |\n"
         + "|---" * 5
@@ -208,7 +261,7 @@ def report(case: Case, rates: Sequence[float]) -> None:
         members = [Member.planned(name, plan, c) for name, plan in case.plans.items()]
         fits: dict[str, dict] = {}
         estimated: dict[str, float] = {}
-        for candidate, fit_all in CANDIDATES.items():
+        for candidate, fit_all in candidates.items():
             for kind in kinds_of(members):
                 found = list(zip(kind, fit_all(kind), strict=False))
                 gains = [saved_bits(member, fit) for member, fit in found]
@@ -219,11 +272,11 @@ def report(case: Case, rates: Sequence[float]) -> None:
                         fits.setdefault(candidate, {})[member.name] = fit.mean, fit.function_bits
                         estimated[candidate] = estimated.get(candidate, 0.0) + gain
         measured = measured_savings(case, c, fits)
-        for candidate in CANDIDATES:
+        for candidate in candidates:
             count = len(fits.get(candidate, ()))
             print(f"| {rate} | {candidate} | {count} of {len(members)} | {estimated.get(candidate, 0) / size:.4f} | "
                   f"{measured.get(candidate, 0) / size:.4f} |", flush=True)  # fmt: skip
-        for label, guess in GUESSES.items():
+        for label, guess in guesses.items():
             gains = [
                 guessed_saving(member, before, case.counts, guess)
                 for kind in kinds_of(members)
@@ -234,16 +287,19 @@ def report(case: Case, rates: Sequence[float]) -> None:
 
 
 def of_model(model: Path, name: str, folder: Path) -> Case:
-    """Its matrices in the axes of a recipe, planned for the scalar quantizer."""
+    """Its matrices in the axes of a recipe, planned for the scalar quantizer; the demo model reads its own text."""
     checkpoint, chosen = Checkpoint.open(model), find_recipe(name)
     chosen = replace(chosen, quantize=Feedback(effort="scalar"))
-    tokens = [file for file in [model / "calibration_tokens.npy"] if file.exists()]
-    statistics = folder / f"{model.name}.safetensors" if tokens else None
+    tokens, statistics = folder / f"{model.name}.npy", folder / f"{model.name}.safetensors"
+    if not tokens.exists():
+        np.save(tokens, split_tokens(model, "calibration"))
     found = prepare(
-        checkpoint, chosen, checkpoint.bytes_at(2), tokens, statistics, seed=0, threads=1, device="cpu", progress=silent
-    )
+        checkpoint, chosen, checkpoint.bytes_at(2), [tokens], statistics,
+        seed=0, threads=1, device="cpu", progress=silent,
+    )  # fmt: skip
     plans = {job.coded.name: job.plan for job in found.jobs if job.coded.slice is None}
-    return Case(f"{model.name}, {name}", plans, found.statistics.token_counts)
+    label = "demo" if model.resolve() == DEMO.resolve() else model.name
+    return Case(f"{label}, {name}", plans, found.statistics.token_counts)
 
 
 def of_layers(file: Path) -> Case:
@@ -263,14 +319,15 @@ def main() -> None:
     parser.add_argument("--layers", type=Path, nargs="+", default=[])
     parser.add_argument("--recipes", nargs="+", default=["identity", "gauge"])
     parser.add_argument("--bits", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+    parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES, *GUESSES], help="all unless they are named")
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     with tempfile.TemporaryDirectory() as folder:
         for file in options.layers:
-            report(of_layers(file), options.bits)
+            report(of_layers(file), options.bits, options.candidates)
         for model in options.models:
             for name in options.recipes:
-                report(of_model(model, name, Path(folder)), options.bits)
+                report(of_model(model, name, Path(folder)), options.bits, options.candidates)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,17 @@ def offsets(rng: np.random.Generator) -> list[Array]:
     return [np.ones((M, 1)) * rng.normal(size=N) for _ in range(LAYERS)]
 
 
+def quadratics(rows: Array) -> Array:
+    """1, x_a and x_a x_b of coordinates [m, k]."""
+    pairs = [rows[:, a] * rows[:, b] for a in range(rows.shape[1]) for b in range(a, rows.shape[1])]
+    return np.column_stack([np.ones(len(rows)), rows, *pairs])
+
+
+def curved_rows(rng: np.random.Generator) -> list[Array]:
+    """Every row is a point of a 3-manifold, a quadratic of three coordinates; it spans ten directions."""
+    return [quadratics(rng.normal(size=(M, 3))) @ rng.normal(size=(10, N)) for _ in range(LAYERS)]
+
+
 def ideal_bits(numbers: int, energy: float, moved: int) -> float:
     """Of planted numbers, each of which moves `moved` entries: as good as their error stays below the noise."""
     return numbers * 0.5 * np.log2(1 + moved * energy / (NOISE**2 + STEP**2 / 12))
@@ -65,6 +76,7 @@ def planted_bits(members: Sequence[Member], means: Sequence[Array], numbers_bits
         (low_rank, "product", LAYERS * (ideal_bits(3 * M, 1.0, N) + ideal_bits(3 * N, 1.0, M))),
         (smooth_channels, "splines", LAYERS * ideal_bits(2 * N, 4.0, M // 3)),
         (offsets, "means", LAYERS * ideal_bits(N, 1.0, M)),
+        (curved_rows, "product", LAYERS * (ideal_bits(3 * M, 7.0, N) + ideal_bits(10 * N, 1.0, M))),
     ],
 )
 def test_planted_functions_are_found(

@@ -18,7 +18,7 @@ INTEGERS_PER_BYTE = 4608  # a number costs at least log2(4096 / 4091) bits
 LARGEST_CODE = 1 << 20
 
 
-def _predicted_scale(column_codes: Array, resolution: int, shift: int) -> Array:
+def predicted_scale(column_codes: Array, resolution: int, shift: int) -> Array:
     """Scale code expected from a column's step: a step one octave larger makes indices one octave smaller."""
     return -((column_codes.astype(np.int64) * (CODES_PER_OCTAVE << shift)) // resolution)
 
@@ -30,7 +30,7 @@ def pack_side(grid: Grid, contexts: Contexts) -> tuple[bytes, int]:
     columns as they are instead of relative to the steps.
     """
     scale = contexts.column_codes.astype(np.int64)
-    relative = scale - _predicted_scale(grid.column_codes, grid.resolution, contexts.shift)
+    relative = scale - predicted_scale(grid.column_codes, grid.resolution, contexts.shift)
     values, modes = [], 0
     for number, arrays in enumerate(
         ([grid.column_codes], [grid.row_codes.reshape(-1)], [relative, scale], [contexts.row_codes])
@@ -88,7 +88,7 @@ def unpack_side(
         arrays.append(body)
     column_steps, row_steps, scale, row_scale = arrays
     if not modes >> 5:
-        scale = scale + _predicted_scale(column_steps, resolution, shift)
+        scale = scale + predicted_scale(column_steps, resolution, shift)
     grid = Grid(column_steps.astype(np.int32), row_steps.astype(np.int32).reshape(rows, -1), resolution, group)
     for codes in (grid.column_codes, grid.row_codes):
         steps(codes, resolution)

@@ -1,6 +1,6 @@
 """Products: f of low rank in the metric, as many pairs of singular vectors as pay for themselves.
 
-    W in white coordinates = U S Vᵀ ─▶ f = A B of rank 1, 2, 4, … ─▶ the rank of least description length
+    W in white coordinates = U S Vᵀ ─▶ f = A B of rank 1, 2, 4, …, then between ─▶ the rank of least description length
 
 Unlike the factors of lowrank.py it leaves a residual, so that it may stop where the spectrum becomes that of noise.
 """
@@ -8,6 +8,7 @@ Unlike the factors of lowrank.py it leaves a residual, so that it may stop where
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -22,16 +23,24 @@ def products(members: Sequence[Member]) -> list[Fit]:
 
 
 def best_product(member: Member) -> Fit:
-    """Ranks are doubled as long as that helps."""
+    """Ranks are doubled as long as that helps, then moved by a half, a quarter, … of the best one."""
     left, values, right = np.linalg.svd(member.whitened, full_matrices=False)
     right = np.linalg.solve(member.root.T, (values[:, None] * right).T).T
-    best, rank = _fit(member, left, right, 1), 2
+
+    @cache
+    def fit(rank: int) -> Fit:
+        return _fit(member, left, right, rank)
+
+    best, rank = 1, 2
     while rank <= len(values):
-        found = _fit(member, left, right, rank)
-        if found.bits >= best.bits and rank > 4:
+        if fit(rank).bits >= fit(best).bits and rank > 4:
             break
-        best, rank = min(best, found, key=lambda fit: fit.bits), 2 * rank
-    return best
+        best, rank = min(best, rank, key=lambda one: fit(one).bits), 2 * rank
+    move = best // 2
+    while move:
+        near = [one for one in (best - move, best, best + move) if 1 <= one <= len(values)]
+        best, move = min(near, key=lambda one: fit(one).bits), move // 2
+    return fit(best)
 
 
 def _fit(member: Member, left: Array, right: Array, rank: int) -> Fit:
