@@ -96,9 +96,8 @@ def measure_gradients(
         CheckpointError: Gradients are not finite.
     """
     if (entry := journal.recall("gradients")) is not None:
-        sums = dict(entry.arrays)
-        predictions = sums.pop(_PREDICTIONS)
-        return Gradients(sums, *entry.facts, predictions)
+        sums, (count, told) = dict(entry.arrays), entry.facts
+        return Gradients(sums, count, told, predictions=sums.pop(_PREDICTIONS))
     places = route(checkpoint)
     if places.head is None or places.embedding is None:
         return NONE
