@@ -122,7 +122,8 @@ def compress_limited(model: Path, out: Path, tokens: Path, options: argparse.Nam
     sampler.enter("write, verify, report")
     trueaxis.verify(out)
     sampler.enter("verify again")
-    found: dict[str, Any] = {"stages": sampler.rows, "bits": report.bits_per_param, "seconds": report.seconds}
+    found: dict[str, Any] = {"stages": sampler.rows, "bits": report.bits_per_param}
+    found["seconds"] = time.perf_counter() - sampler.begun
     print(json.dumps({**found, "processor_seconds": time.process_time()}))
 
 
