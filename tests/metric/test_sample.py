@@ -102,7 +102,7 @@ def test_text_goes_on_from_its_beginnings(tiny_llama: Path) -> None:
     assert np.array_equal(found[:, :6], text[:18, :6])
     assert np.array_equal(continue_text(checkpoint, text, 18, threads=3), found)
     model, ids = load_model(checkpoint), torch.from_numpy(text[16:18, :6].astype(np.int64))
-    seed = np.random.SeedSequence([24, 1])
+    seed = np.random.SeedSequence([24, 2])
     generator = torch.Generator().manual_seed(int(seed.generate_state(1)[0]))
     with torch.inference_mode():
         while ids.shape[1] < 24:

@@ -26,6 +26,7 @@ from trueaxis.types import Array, CheckpointError
 TOKENS = 65_536
 LENGTH = 256
 BATCH = 64
+CONTINUED = 8  # sequences at a time beside statistics: their keys and values have to fit into what `--memory` leaves
 TIMED_STEPS = 8
 MOST_WORK = 2**44  # parameters times tokens: 2¹⁴ tokens of a billion parameters, minutes on two processors
 _STARTS = 1024  # tokens whose successors stand for the model's unigram distribution
@@ -120,7 +121,7 @@ def continue_text(checkpoint: Checkpoint, tokens: Array, sequences: int, threads
         model = load_model(checkpoint) if wanted > 0 and length > 1 else None
         if model is None or not _goes_on(model):
             return np.empty((0, length), np.int64)
-        begun = torch.from_numpy(tokens[:wanted, : max(1, length // 4)].astype(np.int64)).split(BATCH)
+        begun = torch.from_numpy(tokens[:wanted, : max(1, length // 4)].astype(np.int64)).split(CONTINUED)
 
         def continued(number: int) -> Array:
             return _grown(model, begun[number], length, _generator(np.random.SeedSequence([length, number])))
