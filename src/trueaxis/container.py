@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from trueaxis.record import (
 from trueaxis.remote import place
 from trueaxis.types import FormatError
 
+_FLOATS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 CONFIG_LIMIT = 1 << 24  # bytes of config.json
@@ -357,3 +359,11 @@ def _read_model_record(shard: Shard, where: str) -> Record:
 def _check_index(file: Path, expected: bytes) -> None:
     if not file.is_file() or file.stat().st_size != len(expected) or file.read_bytes() != expected:
         raise FormatError(f"{file}: missing or damaged")
+
+
+def with_floats(found: Any) -> Any:
+    """JSON in which numbers that JSON has no word for, such as {"__float__": "Infinity"}, are floats."""
+    if isinstance(found, dict):
+        named = found.get("__float__") if len(found) == 1 else None
+        return _FLOATS.get(str(named), found) if named else {key: with_floats(value) for key, value in found.items()}
+    return [with_floats(value) for value in found] if isinstance(found, list) else found

@@ -22,7 +22,7 @@ from trueaxis.metric.statistics import Statistics
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.model.graph import trace
 from trueaxis.stages import Fisher
-from trueaxis.types import Array, Weight
+from trueaxis.types import Array, CalibrationError, Metric, Weight
 
 Measured = tuple[Checkpoint, Array, Statistics, Gradients]
 
@@ -144,3 +144,10 @@ def test_what_was_not_heard_stays_layerwise() -> None:
     statistics = Statistics({"s": np.eye(2)}, {}, {"s": 1}, np.ones(1), "", (), np.zeros(0))
     metric = metric_for(weight, statistics)
     assert fisher(Fisher(), weight, metric, None, statistics) is metric
+
+
+def test_gradients_of_another_shape_are_refused() -> None:
+    weight = Weight("w", (4, 3), "F32", "linear", "s")
+    statistics = Statistics({}, {}, {}, np.zeros(1), "", (), np.zeros(0), gradients={"w": np.eye(3)}, gradient_tokens=1)
+    with pytest.raises(CalibrationError, match=r"w: expected gradients \[4\] or \[4, 4\], found \[3, 3\]"):
+        fisher(Fisher(), weight, Metric(np.eye(3)), None, statistics)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests import families
 from transformers import BertConfig, BertForMaskedLM
 
 import trueaxis
@@ -120,6 +121,18 @@ def test_no_sequence_goes_on_twice_and_none_of_a_model_that_writes_nothing(tiny_
         BertConfig(vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
     ).save_pretrained(tmp_path / "masked")
     assert continue_text(Checkpoint.open(tmp_path / "masked"), text, 3, threads=1).shape == (0, 8)
+
+
+@pytest.mark.parametrize(
+    "case", [families.Case("BertLMHeadModel"), families.Case("OpenAIGPTLMHeadModel", families.GPT2)]
+)
+def test_models_that_hand_no_cache_back(case: families.Case, tmp_path: Path) -> None:
+    """One takes a cache that it leaves alone where it is no decoder, the other takes none."""
+    families.build(case).save_pretrained(tmp_path / "model")
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    assert continue_text(checkpoint, np.zeros((3, 8), np.int64), 3, threads=1).shape == (0, 8)
+    with pytest.raises(CalibrationError, match=f"{case.cls} cannot be sampled from: .* give text or token ids"):
+        sample_tokens(checkpoint, 1024, seed=0)
 
 
 def test_a_large_model_writes_less(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

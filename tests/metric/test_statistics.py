@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,3 +99,26 @@ def test_files_that_are_no_statistics(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(CalibrationError, match=r"is missing or no readable statistics file"):
         load_statistics(file)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"predictions": np.ones((5, 1))},
+            r"predictions: expected numbers \[m\], none of them negative, found float64",
+        ),
+        ({"predictions": np.array([1, 1, 1, 1, -1.0])}, r"predictions: .* from -1\.0"),
+        ({"predictions": np.zeros(5)}, r"Σ p is zero"),
+        ({"token_counts": np.full(5, -1)}, r"token_counts: .* found int64 \[5\], from -1"),
+        ({"token_counts": np.ones((5, 1), np.int64)}, r"token_counts: .* found int64 \[5, 1\]"),
+        ({"gradients": {"w": -np.eye(3)}}, r"gradient/w: .* from -1\.0"),
+        ({"gradients": {"w": np.ones((3, 2))}}, r"gradient/w: .* found float64 \[3, 2\]"),
+        ({"gradient_tokens": -4}, r"gradients over -4 tokens"),
+        ({"shingles": np.ones(4)}, r"shingles: expected uint64 \[n\], found float64 \[4\]"),
+    ],
+)
+def test_sums_that_cannot_be(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    replace(_statistics(1, {}), **changes).save(tmp_path / "s.safetensors")
+    with pytest.raises(CalibrationError, match=message):
+        load_statistics(tmp_path / "s.safetensors")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from trueaxis.model.architecture import architecture
 from trueaxis.model.checkpoint import Checkpoint, check_finite
 from trueaxis.types import CheckpointError
 
@@ -180,3 +181,13 @@ def test_what_is_no_checkpoint_is_told_by_its_name(tmp_path: Path, name: str, me
     (tmp_path / name).write_text("{}")
     with pytest.raises(CheckpointError, match=message):
         Checkpoint.open(tmp_path)
+
+
+def test_configurations_as_transformers_reads_them(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    found = architecture({**config, "rms_norm_eps": {"__float__": "Infinity"}, "other": {"__float__": "x"}})
+    assert found is not None
+    assert found[0].rms_norm_eps == float("inf")
+    assert found[0].other == {"__float__": "x"}
+    with pytest.raises(CheckpointError, match=r"config\.json: transformers refuses it .*hidden_size"):
+        architecture({**config, "hidden_size": "wide"})

@@ -21,7 +21,7 @@ from trueaxis.align.network import Change
 from trueaxis.metric.metric import embedding_key, head_key
 from trueaxis.metric.statistics import Statistics
 from trueaxis.stages import Fisher, Layerwise
-from trueaxis.types import Array, Metric, Weight
+from trueaxis.types import Array, CalibrationError, Metric, Weight
 
 ISOTROPIC = 0.05  # share of every metric of outputs that is the identity: where gradients are flattest they promise
 # what holds for small errors only, and errors that feedback moves there would pile up
@@ -43,17 +43,22 @@ def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None,
         metric: In the coordinates of the file, layerwise.
         change: How its coordinates changed, or None.
         statistics: With gradients in the original coordinates.
+
+    Raises:
+        CalibrationError: Gradients do not fit the weight's shape.
     """
     reads, writes = (change.reads, change.writes) if change else ((), ())
-    looked_up = statistics.output_moment(embedding_key(weight.name) if weight.role == "tied" else weight.name)
-    if weight.role == "embedding":
-        return metric if looked_up is None else replace(metric, second_moment=_relative_moment(reads, looked_up))
-    if weight.role == "tied":
-        rows = statistics.output_moment(head_key(weight.name))
+    outputs, columns = weight.shape
+    if weight.role in ("embedding", "tied"):
+        key = embedding_key(weight.name) if weight.role == "tied" else weight.name
+        looked_up = _fitting(statistics, key, (columns, columns))
+        if weight.role == "embedding":
+            return metric if looked_up is None else replace(metric, second_moment=_relative_moment(reads, looked_up))
+        rows = _fitting(statistics, head_key(weight.name), (outputs,))
         if rows is None or looked_up is None or metric.second_moment is None:
             return metric
         return replace(metric, row_weights=_relative(rows), embedding_moment=_relative_moment(reads, looked_up))
-    found = statistics.output_moment(weight.name)
+    found = _fitting(statistics, weight.name, (outputs,), (outputs, outputs))
     if found is None:
         return metric
     rows = found if found.ndim == 1 else np.diag(moment(writes, found))
@@ -61,6 +66,17 @@ def fisher(stage: Fisher, weight: Weight, metric: Metric, change: Change | None,
     if weight.role == "linear" and rows.any():  # logits of tokens that never come have no gradient, and still matter
         weights = weights * (rows > NO_ENERGY * rows.mean())
     return replace(metric, row_weights=weights)
+
+
+def _fitting(statistics: Statistics, key: str, *shapes: tuple[int, ...]) -> Array | None:
+    """The moment of what a weight puts out, of one of these shapes; None where nothing was heard."""
+    found = statistics.output_moment(key)
+    if found is not None and found.shape not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise CalibrationError(
+            f"{key}: expected gradients {expected}, found {list(found.shape)}; calibrate with the same model"
+        )
+    return found
 
 
 def _relative(rows: Array) -> Array:

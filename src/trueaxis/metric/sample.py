@@ -21,7 +21,7 @@ import torch
 from trueaxis.metric.calibrate import load_model
 from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads, one_thread, ordered_stream
-from trueaxis.types import Array, CheckpointError
+from trueaxis.types import Array, CalibrationError, CheckpointError
 
 TOKENS = 65_536
 LENGTH = 256
@@ -30,6 +30,8 @@ CONTINUED = 8  # sequences at a time beside statistics: their keys and values ha
 TIMED_STEPS = 8
 MOST_WORK = 2**44  # parameters times tokens: 2¹⁴ tokens of a billion parameters, minutes on two processors
 _STARTS = 1024  # tokens whose successors stand for the model's unigram distribution
+
+_CACHES = {"cache", "past_key_values"}  # newer transformers say `cache`
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ def sample_tokens(
 
     Raises:
         CheckpointError: The model's logits are not finite.
+        CalibrationError: The model writes no text, or keeps nothing of what it has read.
 
     Example:
         >>> sample_tokens(checkpoint, 1024, seed=0).shape   # doctest: +SKIP
@@ -74,6 +77,11 @@ def sample_tokens(
     side_by_side = 1 if device != "cpu" else threads or default_threads()
     with torch.inference_mode(), one_thread():
         model = load_model(checkpoint).to(device)
+        if not _goes_on(model):
+            raise CalibrationError(
+                f"{checkpoint.path}: no calibration text, and {type(model).__name__} cannot be sampled from: it writes "
+                "no text, or does not keep what it has read of it; give text or token ids (--calibration FILE)"
+            )
         length = min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
         starts = _start_distribution(model)
         batch = max(1, min(BATCH, -(-tokens // length)))
@@ -130,11 +138,15 @@ def continue_text(checkpoint: Checkpoint, tokens: Array, sequences: int, threads
 
 
 def _goes_on(model: Any) -> bool:
-    """Whether a model writes text and keeps what it has read of it."""
+    """Whether a model writes text and keeps what it has read of it; some take a cache and hand none back."""
     taken = inspect.signature(model.forward).parameters
     if not model.can_generate() or getattr(model.config, "is_encoder_decoder", False) or "use_cache" not in taken:
         return False
-    return "cache" in taken or "past_key_values" in taken
+    if not taken.keys() & _CACHES:
+        return False
+    with torch.inference_mode():
+        told = model(torch.zeros((1, 1), dtype=torch.int64, device=model.device), use_cache=True)
+    return "logits" in told and bool(told.keys() & _CACHES)
 
 
 def _batches(tokens: int, minimum: int, size: int, most_tokens: int) -> int:
@@ -156,7 +168,6 @@ def _start_distribution(model: Any) -> torch.Tensor:
 
 def _next(model: Any, ids: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
     """(probabilities of the token after `ids` [sequences, new], float64 [sequences, vocabulary]; the longer cache)."""
-    # newer transformers call it `cache`
     named = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     output = model(ids, use_cache=True, **{named: cache})
     logits = output.logits[:, -1].double().cpu()

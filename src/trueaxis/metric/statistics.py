@@ -191,9 +191,17 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         width = totals[space].shape[0]
         if sums[space].shape != (width, width) or count < 0:
             raise ValueError(f"{space}: Σ x xᵀ is {list(sums[space].shape)}, Σ x [{width}], over {count} tokens")
+    gradients = {
+        name.removeprefix("gradient/"): value for name, value in tensors.items() if name.startswith("gradient/")
+    }
+    _check_gradients(gradients, int(header["gradient_tokens"]))
     predictions = tensors.get("predictions", np.zeros(0))
-    if predictions.size and not (predictions.min() >= 0 and predictions.sum() > 0):
-        raise ValueError("Σ p is negative or zero")
+    _check_row("token_counts", tensors["token_counts"])
+    _check_row("predictions", predictions)
+    if predictions.size and not predictions.sum() > 0:
+        raise ValueError("Σ p is zero")
+    if tensors["shingles"].dtype != np.uint64 or tensors["shingles"].ndim != 1:
+        raise ValueError(f"shingles: expected uint64 [n], found {_told(tensors['shingles'])}")
     return Statistics(
         sums,
         totals,
@@ -203,12 +211,35 @@ def _assemble(header: dict[str, Any], tensors: dict[str, Array]) -> Statistics:
         tuple(Chunk(str(text), int(first), int(last), int(length)) for text, first, last, length in header["chunks"]),
         tensors["shingles"],
         {str(name): float(value) for name, value in header["sensitivities"].items()},
-        {name.removeprefix("gradient/"): value for name, value in tensors.items() if name.startswith("gradient/")},
+        gradients,
         int(header["gradient_tokens"]),
         tuple(str(space) for space in header["unheard"]),
         str(header["unrun"]),
         str(header.get("source", "text")),
         predictions,
+    )
+
+
+def _check_gradients(gradients: Mapping[str, Array], tokens: int) -> None:
+    """Refuses what is neither Σ g gᵀ nor a sum for every row, and sums over no token."""
+    if gradients and tokens <= 0:
+        raise ValueError(f"gradients over {tokens} tokens")
+    for key, found in gradients.items():
+        if found.ndim == 2 and found.shape[0] == found.shape[1]:
+            _check_row(f"gradient/{key}", found.diagonal())
+        else:
+            _check_row(f"gradient/{key}", found)
+
+
+def _check_row(name: str, found: Array) -> None:
+    """Refuses what is no row of numbers that are not negative."""
+    if found.ndim != 1 or found.dtype.kind not in "iuf" or (found.size and found.min() < 0):
+        raise ValueError(f"{name}: expected numbers [m], none of them negative, found {_told(found)}")
+
+
+def _told(found: Array) -> str:
+    return (
+        f"{found.dtype} {list(found.shape)}, from {found.min()}" if found.size else f"{found.dtype} {list(found.shape)}"
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from trueaxis.types import Place
+from trueaxis.container import with_floats
+from trueaxis.types import CheckpointError, Place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,13 +21,19 @@ def architecture(config: Mapping[str, Any]) -> tuple[Any, Any] | None:
     """(configuration, model class) as transformers has them; None where it has none.
 
     Without `architectures` the class is that of the causal language model, or the model without a head.
+
+    Raises:
+        CheckpointError: transformers refuses a value of the configuration.
     """
     import transformers
 
     model_type = str(config.get("model_type"))
     if model_type not in transformers.CONFIG_MAPPING:
         return None
-    known = transformers.AutoConfig.for_model(model_type).__class__.from_dict(dict(config))
+    try:
+        known = transformers.AutoConfig.for_model(model_type).__class__.from_dict(with_floats(dict(config)))
+    except Exception as error:  # of many kinds, in foreign code
+        raise CheckpointError(f"config.json: transformers refuses it ({error}); correct it") from error
     for name in config.get("architectures") or []:
         if found := getattr(transformers, str(name), None):
             return known, found

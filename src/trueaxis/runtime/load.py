@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trueaxis.container import CONFIG, SHARD_BYTES
+from trueaxis.container import CONFIG, SHARD_BYTES, with_floats
 from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.processor import torch_device
 from trueaxis.progress import quiet_loading
@@ -138,7 +138,7 @@ def _architecture(decoder: Decoder) -> tuple[Any, Any]:
     if isinstance(layers, int) and layers > len(decoder.names()):
         raise FormatError(f"{file}: {layers} layers, but the file holds {len(decoder.names())} tensors")
     try:
-        config = transformers.AutoConfig.for_model(plain["model_type"]).__class__.from_dict(plain)
+        config = transformers.AutoConfig.for_model(plain["model_type"]).__class__.from_dict(with_floats(plain))
         with torch.device("meta"):
             model = cls(config)
     except Exception as error:  # whatever a configuration can break in transformers, the remedy is the same
