@@ -85,7 +85,7 @@ def test_logits_of_tokens_that_never_come_keep_their_weights() -> None:
     statistics: Any = SimpleNamespace(output_moment=lambda name: rows)
     weights = {}
     for role in ("head", "linear"):
-        weight: Any = SimpleNamespace(role=role, name="a.weight")
+        weight: Any = SimpleNamespace(role=role, name="a.weight", shape=(3, 2))
         weights[role] = fisher(Fisher(), weight, Metric(np.eye(2)), None, statistics).row_weights
     assert weights["head"] is not None and weights["head"].min() > 0.01
     assert weights["linear"] is not None and list(weights["linear"] == 0) == [False, True, False]
