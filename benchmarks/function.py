@@ -18,7 +18,7 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -312,22 +312,34 @@ def of_layers(file: Path) -> Case:
     return Case(file.stem, plans)
 
 
+def asked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Options, with recipes and rates among them; prints the machine and the command."""
+    parser.add_argument("--recipes", nargs="+", default=["identity", "gauge"])
+    parser.add_argument("--bits", type=float, nargs="+", default=[1.5, 2.0, 3.0])
+    options = parser.parse_args()
+    print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
+    return options
+
+
+def cases(options: argparse.Namespace) -> Iterator[tuple[Path, Case]]:
+    """Every model in the axes of every recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        for model in options.models:
+            for name in options.recipes:
+                yield model, of_model(model, name, Path(folder))
+
+
 def main() -> None:
     """Prints the machine, the command and every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", type=Path)
     parser.add_argument("--layers", type=Path, nargs="+", default=[])
-    parser.add_argument("--recipes", nargs="+", default=["identity", "gauge"])
-    parser.add_argument("--bits", type=float, nargs="+", default=[1.5, 2.0, 3.0])
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES, *GUESSES], help="all unless they are named")
-    options = parser.parse_args()
-    print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
-    with tempfile.TemporaryDirectory() as folder:
-        for file in options.layers:
-            report(of_layers(file), options.bits, options.candidates)
-        for model in options.models:
-            for name in options.recipes:
-                report(of_model(model, name, Path(folder)), options.bits, options.candidates)
+    options = asked(parser)
+    for file in options.layers:
+        report(of_layers(file), options.bits, options.candidates)
+    for _, case in cases(options):
+        report(case, options.bits, options.candidates)
 
 
 if __name__ == "__main__":

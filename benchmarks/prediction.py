@@ -14,16 +14,13 @@ which f does not pay by estimate stays whole; where it does, W and W − f are c
 from __future__ import annotations
 
 import argparse
-import platform
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from function import Case, decoded, of_model
+from function import Case, asked, cases, decoded
 from trueaxis.function.member import STEP_ENERGY, Member
 from trueaxis.function.select import kinds_of
 from trueaxis.model.checkpoint import Checkpoint
@@ -161,16 +158,11 @@ def main() -> None:
     """Prints the machine, the command and every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--recipes", nargs="+", default=["identity", "gauge"])
-    parser.add_argument("--bits", type=float, nargs="+", default=[1.5, 2.0, 3.0])
-    options = parser.parse_args()
-    print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
-    with tempfile.TemporaryDirectory() as folder:
-        for model in options.models:
-            config = Checkpoint.open(model).config
-            rows = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-            for name in options.recipes:
-                report(of_model(model, name, Path(folder)), options.bits, rows)
+    options = asked(parser)
+    for model, case in cases(options):
+        config = Checkpoint.open(model).config
+        rows = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        report(case, options.bits, rows)
 
 
 if __name__ == "__main__":

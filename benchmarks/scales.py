@@ -15,16 +15,13 @@ the same over channels sorted by the energy of their weights, without the order,
 from __future__ import annotations
 
 import argparse
-import platform
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.special import gammaln
 
-from function import Case, decoded, of_model
+from function import Case, asked, cases, decoded
 from trueaxis import _core
 from trueaxis.entropy.side import predicted_scale
 from trueaxis.quantize.budget import first_c
@@ -100,14 +97,9 @@ def main() -> None:
     """Prints the machine, the command and every table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--recipes", nargs="+", default=["identity", "gauge"])
-    parser.add_argument("--bits", type=float, nargs="+", default=[1.5, 2.0, 3.0])
-    options = parser.parse_args()
-    print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
-    with tempfile.TemporaryDirectory() as folder:
-        for model in options.models:
-            for name in options.recipes:
-                report(of_model(model, name, Path(folder)), options.bits)
+    options = asked(parser)
+    for _, case in cases(options):
+        report(case, options.bits)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from trueaxis.journal import NO_JOURNAL, NoJournal
+from trueaxis.journal import NO_JOURNAL, Entry, NoJournal
 from trueaxis.metric.backward import Text, backward_by_blocks, backward_whole, separable
 from trueaxis.metric.calibrate import Progress, split_sequences
 from trueaxis.metric.response import Heard, Listener, listeners_of, listening_back
@@ -58,6 +58,17 @@ class Gradients(NamedTuple):
     tokens: int
     sensitivities: dict[str, float]
     predictions: Array
+
+    @classmethod
+    def of(cls, entry: Entry) -> Gradients:
+        """What a journal kept of `entry`."""
+        sums, (tokens, sensitivities) = dict(entry.arrays), entry.facts
+        return cls(sums, tokens, sensitivities, predictions=sums.pop(_PREDICTIONS))
+
+    @property
+    def entry(self) -> Entry:
+        """For a journal."""
+        return Entry({**self.sums, _PREDICTIONS: self.predictions}, [self.tokens, self.sensitivities])
 
 
 NONE = Gradients({}, 0, {}, np.zeros(0))
@@ -96,8 +107,7 @@ def measure_gradients(
         CheckpointError: Gradients are not finite.
     """
     if (entry := journal.recall("gradients")) is not None:
-        sums, (count, told) = dict(entry.arrays), entry.facts
-        return Gradients(sums, count, told, predictions=sums.pop(_PREDICTIONS))
+        return Gradients.of(entry)
     places = route(checkpoint)
     if places.head is None or places.embedding is None:
         return NONE
@@ -123,8 +133,7 @@ def measure_gradients(
     told = _sensitivities(listeners, whitening, heard, count)
     gradients = Gradients(_sums(listeners, heard, labels), count, told, labels.predictions.numpy())
     _check_range(checkpoint, gradients)
-    arrays = {**gradients.sums, _PREDICTIONS: gradients.predictions}
-    journal.keep("gradients", arrays, [gradients.tokens, gradients.sensitivities])
+    journal.keep("gradients", *gradients.entry)
     recalled.forget()
     return gradients
 

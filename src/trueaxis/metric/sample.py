@@ -76,12 +76,7 @@ def sample_tokens(
     tokens = TOKENS if tokens is None else tokens
     side_by_side = 1 if device != "cpu" else threads or default_threads()
     with torch.inference_mode(), one_thread():
-        model = load_model(checkpoint).to(device)
-        if not _goes_on(model):
-            raise CalibrationError(
-                f"{checkpoint.path}: no calibration text, and {type(model).__name__} cannot be sampled from: it writes "
-                "no text, or does not keep what it has read of it; give text or token ids (--calibration FILE)"
-            )
+        model = _writer(checkpoint, device)
         length = min(LENGTH, getattr(model.config, "max_position_embeddings", None) or LENGTH)
         starts = _start_distribution(model)
         batch = max(1, min(BATCH, -(-tokens // length)))
@@ -135,6 +130,17 @@ def continue_text(checkpoint: Checkpoint, tokens: Array, sequences: int, threads
             return _grown(model, begun[number], length, _generator(np.random.SeedSequence([length, number])))
 
         return np.concatenate(list(ordered_stream(continued, range(len(begun)), threads)))
+
+
+def _writer(checkpoint: Checkpoint, device: str) -> Any:
+    """The model, if it writes text."""
+    model = load_model(checkpoint).to(device)
+    if not _goes_on(model):
+        raise CalibrationError(
+            f"{checkpoint.path}: no calibration text, and {type(model).__name__} cannot be sampled from: it writes "
+            "no text, or does not keep what it has read of it; give text or token ids (--calibration FILE)"
+        )
+    return model
 
 
 def _goes_on(model: Any) -> bool:
