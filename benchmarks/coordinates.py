@@ -29,8 +29,9 @@ import numpy as np
 from limit import code, layers
 
 import trueaxis
-from trueaxis.align.basis import AXES, Term
+from trueaxis.align.basis import AXES
 from trueaxis.align.described import Described
+from trueaxis.align.estimate import Term
 from trueaxis.align.structured import found_for, paid_bits, turned_metric
 from trueaxis.metric.metric import distance
 from trueaxis.metric.statistics import load_statistics

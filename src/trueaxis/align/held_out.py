@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.align.basis import SLOPE
+from trueaxis.align.estimate import SLOPE
 from trueaxis.align.network import Alignment, Change, Network
 from trueaxis.align.part import join
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, fit_tables

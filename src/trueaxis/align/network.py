@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor, in_float32
+from trueaxis.align.estimate import STEP_ENERGY, Term, damped_factor, in_float32
 from trueaxis.align.maps import Map, moment, on_columns, on_rows, permutation
 from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import metric_for
@@ -331,10 +331,8 @@ class Network:
 
 def _covariance(vectors: Array) -> Array:
     """Mean of w wᵀ [n, n] float64 over rows w of a float32 matrix [k, n]."""
-    import torch  # minds the number of threads
-
-    found = torch.from_numpy(vectors)
-    return (found.T @ found).double().numpy() / vectors.shape[0]
+    squares = vectors.T @ vectors  # NumPy works out one half, and mirrors it
+    return squares.astype(np.float64) / vectors.shape[0]
 
 
 def shifted(second_moment: Array, offset: Array, mean: Array) -> Array:
