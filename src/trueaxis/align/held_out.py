@@ -82,7 +82,7 @@ def turned(alignment: Alignment, changes: Mapping[str, Change]) -> Alignment:
     found = dict(alignment.changes)
     for name, change in changes.items():
         join(found, name, change)
-    return replace(alignment, changes=found)
+    return replace(alignment, changes=found, checked={})
 
 
 def _contains(statistics: Statistics, text: str, first: int) -> bool:
