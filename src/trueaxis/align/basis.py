@@ -119,8 +119,8 @@ AXES: dict[str, Axes] = {
 def best(terms: Sequence[Term], water: float, threads: int = 1) -> tuple[str, Array, float]:
     """Joint axes, or the own ones unless those save more than twice what they would on weights without any structure.
 
-    In a wide space principal axes find most of what there is, 74 % and more in the models seen, and the search
-    from there takes longer than the rest of alignment: it is left out where they save no more than chance would.
+    In a wide space principal axes find most of what there is, 74 % and more in the models seen, and the search from
+    there takes longer than the rest of alignment: it is left out where they save no more than chance would.
 
     Returns:
         Name of the axes, the axes, and the estimated bits per weight that they save against the checkpoint's own.
