@@ -31,8 +31,9 @@ from baselines import chosen_models, texts
 from limit import code, layers
 
 import trueaxis
-from trueaxis.align.basis import AXES, Term
+from trueaxis.align.basis import AXES
 from trueaxis.align.described import Described
+from trueaxis.align.estimate import Term
 from trueaxis.align.structured import found_for, paid_bits, turned_metric
 from trueaxis.metric.metric import distance
 from trueaxis.metric.statistics import load_statistics

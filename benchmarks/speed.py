@@ -1,9 +1,10 @@
 """Speed of the whole pipeline on a random Llama checkpoint made here: weights per second by stage, peak memory.
 
-    python benchmarks/speed.py [--millions 100] [--bits 3] [--recipes fast default] [--threads N] [--profile]
+    python benchmarks/speed.py [--millions 100] [--bits 3] [--recipes fast default] [--threads N] [--profile] [--whole]
 
-Calibration is timed apart, in tokens per second; compression runs with the statistics it left. On a machine that others
-use, processor time tells more than seconds.
+Calibration is timed apart, in tokens per second; compression runs with the statistics it left, which know no gradients
+and no text. With --whole every compression starts from the tokens instead, as a user's does: statistics, gradients and
+drift are in its time. On a machine that others use, processor time tells more than seconds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,13 +58,18 @@ def make_checkpoint(path: Path, millions: float) -> None:
     model.save_pretrained(path, max_shard_size=SHARD)
 
 
+def random_tokens(count: int) -> np.ndarray:
+    """Token ids [sequences, 256]."""
+    return np.random.default_rng(0).integers(0, VOCABULARY, (max(1, count // 256), 256))
+
+
 def measure_calibration(model: Path, tokens: int, statistics: Path) -> None:
     """Statistics and sensitivities of random tokens, each timed."""
     from dataclasses import replace
 
     checkpoint = Checkpoint.open(model)
     weights = trace(checkpoint)
-    ids = np.random.default_rng(0).integers(0, VOCABULARY, (max(1, tokens // 256), 256))
+    ids = random_tokens(tokens)
     start = time.perf_counter()
     found = calibrate(checkpoint, ids, seed=0)
     seconds = time.perf_counter() - start
@@ -75,9 +82,9 @@ def measure_calibration(model: Path, tokens: int, statistics: Path) -> None:
 
 
 def measure_compression(
-    model: Path, out: Path, statistics: Path, bits: float, recipe: str, threads: int, profile: bool
+    model: Path, out: Path, known: dict[str, Any], bits: float, recipe: str, threads: int, profile: bool
 ) -> None:
-    """One compression, its stages timed at their progress marks."""
+    """One compression, its stages timed at their progress marks; `known` are its statistics or its text."""
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     passes = 0
@@ -92,16 +99,16 @@ def measure_compression(
     with ExitStack() as stack:
         profiler = stack.enter_context(cProfile.Profile()) if profile else None
         report = trueaxis.compress(
-            model, out, bits=bits, recipe=recipe, statistics=statistics, threads=threads, overwrite=True, progress=mark
+            model, out, bits=bits, recipe=recipe, threads=threads, overwrite=True, progress=mark, **known
         )
     end, processor = time.perf_counter(), time.process_time() - processor
     weights = report.parameters
     print(f"{recipe:12} {weights:,} weights to {report.bits_per_param:.4f} bits in {end - start:.1f} s with {threads} "
           f"threads: {weights / (end - start):,.0f} weights/s; {processor:.1f} s of processor time")  # fmt: skip
     at, ends = start, (
-        ("open and align", first["prepare"]), ("prepare", last["prepare"]),
+        ("measure", last.get("sensitivity", start)), ("open and align", first["prepare"]), ("prepare", last["prepare"]),
         ("pilot", last.get("pilot", last["prepare"])), (f"{passes} passes", last["search"]),
-        ("write, verify, report", end),
+        ("drift", last.get("drift", last["search"])), ("write, verify, report", end),
     )  # fmt: skip
     for stage, until in ends:
         print(f"  {stage:24} {until - at:8.1f} s")
@@ -118,20 +125,24 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", default=["fast", "default"])
     parser.add_argument("--tokens", type=int, default=8192, help="calibration tokens")
     parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--whole", action="store_true", help="every compression measures its statistics itself")
     parser.add_argument("--profile", action="store_true", help="where the main thread spends its time")
     options = parser.parse_args()
     print("machine:", platform.processor() or platform.machine(), platform.platform(), "\ncommand:", " ".join(sys.argv))
     print("load of the machine before:", *os.getloadavg())
     with tempfile.TemporaryDirectory() as work:
-        model, statistics = Path(work) / "model", Path(work) / "statistics.safetensors"
+        model, statistics, text = (Path(work) / name for name in ("model", "statistics.safetensors", "tokens.npy"))
         make_checkpoint(model, options.millions)
         shards = len(list(model.glob("*.safetensors")))
         config = json.loads((model / "config.json").read_text())
         print(f"checkpoint   {shards} shards, width {config['hidden_size']}, {config['num_hidden_layers']} blocks")
-        measure_calibration(model, options.tokens, statistics)
+        np.save(text, random_tokens(options.tokens))
+        if not options.whole:
+            measure_calibration(model, options.tokens, statistics)
+        known = {"calibration": [text]} if options.whole else {"statistics": statistics}
         out = Path(work) / "out"
         for recipe in options.recipes:
-            measure_compression(model, out, statistics, options.bits, recipe, options.threads, options.profile)
+            measure_compression(model, out, known, options.bits, recipe, options.threads, options.profile)
             trueaxis.verify(out)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(f"peak memory  {peak / 1e9:.2f} GB, making the checkpoint included")

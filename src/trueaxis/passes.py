@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from trueaxis.align.basis import SLOPE
+from trueaxis.align.estimate import SLOPE
 from trueaxis.assemble import Assembled, count_symbols
 from trueaxis.engine import LOCAL, Local
 from trueaxis.entropy.model import Tables, fit_tables, offsets_from

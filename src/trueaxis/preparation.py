@@ -269,13 +269,14 @@ def jobs_of(network: Network, alignment: Alignment, recipe: Recipe, threads: int
             matrix = network.checkpoint.matrix(weight).float()
             check_finite(weight.name, matrix)
             metric = held(scratch, network.metric(weight))
-            aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments)
+            known = alignment.checked.get(weight.name)
+            aligned = alignment.aligned(weight, matrix.contiguous().numpy(), metric, moments, known)
             aligned = replace(aligned, weight=scratch.hold(aligned.weight), metric=held(scratch, aligned.metric))
             changed = alignment.changes.get(weight.name)
             cost = LOSSES[type(recipe.metric)](recipe.metric, weight, aligned.metric, changed, network.statistics)
             for coded in split(weight, replace(aligned, metric=held(scratch, cost))):
-                known = _known_factor(network, alignment, weight) if _as_aligned(coded, aligned) else None
-                plan = planner.plan(coded.weight, scratch.hold(coded.values), coded.metric, known)
+                factor = _known_factor(network, alignment, weight) if _as_aligned(coded, aligned) else None
+                plan = planner.plan(coded.weight, scratch.hold(coded.values), coded.metric, factor)
                 jobs.append(Job(weight, metric, aligned, plan, coded.weight))
             with lock:
                 progress("prepare", next(done), len(weights))

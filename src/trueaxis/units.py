@@ -15,7 +15,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from trueaxis.align.basis import Term, joint
+from trueaxis.align.basis import joint
+from trueaxis.align.estimate import Term
 from trueaxis.assemble import count_symbols
 from trueaxis.entropy.model import fit_tables
 from trueaxis.entropy.stream import pack_residual

@@ -34,7 +34,7 @@ from trueaxis.types import Weight
 PASSES = 3
 PILOTS = 3
 POINTS = 10  # axes of one space that are judged until none are better
-SPECTRA = 12.0  # n³ of the principal axes that the search starts from: four, with their vectors
+SPECTRA = 9.0  # n³ of the principal axes that the search starts from: three, with their vectors
 EXPERT_SOLVES = 5  # [n, n] that a shift of an expert costs as much as: three solves, and products of its halves
 EXPERT_SUMS = 10  # [n, n] in float64 while an expert's drift is corrected: two halves, what each and both say
 CHOSEN = 2  # experts that a token is taken to go to
@@ -258,7 +258,7 @@ def _preparation(extent: Extent, recipe: Recipe) -> Work:
     terms = sum(one.count for one in extent.matrices if extent.width in (one.m, one.n))
     judged = POINTS * merged * (2.0 * terms + 10.0 * readers) * cube
     small = (merged * readers + 1) / 2  # judging many moments takes as long as of so many heads, however narrow
-    covariances, moved = 2.0 * extent.weights * extent.width, 2.0 * extent.weights * extent.width + 4.0 * readers * cube
+    covariances, moved = 1.0 * extent.weights * extent.width, 2.0 * extent.weights * extent.width + 4.0 * readers * cube
     return factors + Work(judged + covariances, doubles=moved, spectra=SPECTRA * cube, turned=extent.heads + small)
 
 

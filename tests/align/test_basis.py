@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import ortho_group
 
-from trueaxis.align.basis import (
-    AXES,
-    Term,
-    best,
-    chance_bits,
-    estimated_bits,
-    identity,
-    joint,
-    pca_metric,
-    random_orthogonal,
-)
+from trueaxis.align import basis
+from trueaxis.align.basis import AXES, best, chance_bits, identity, joint, pca_metric, random_orthogonal
+from trueaxis.align.estimate import Term, estimated_bits, saved_bits
 
 
 def term(rows: np.ndarray, moment: np.ndarray | None = None, level: float = 1.0) -> Term:
@@ -62,10 +54,29 @@ def test_white_weights_save_nothing() -> None:
     assert estimated_bits(random_orthogonal(terms, 0.1, 0), terms, 0.1) == pytest.approx(own, abs=1e-3)
 
 
-def test_ties_go_to_the_first_name() -> None:
-    name, axes, saved = best(("identity", "hadamard"), [Term(np.eye(4), 10, None, 1.0)], 0.1, 0)
+def test_axes_that_save_nothing_are_not_taken() -> None:
+    name, axes, saved = best([Term(np.eye(4), 10, None, 1.0)], 0.1)
     assert (name, saved) == ("identity", 0.0)
     np.testing.assert_array_equal(axes, np.eye(4))
+
+
+@pytest.mark.parametrize("octaves, searches, name", [(0.0, 0, "identity"), (1.0, 1, "joint")])
+def test_a_wide_space_is_searched_where_principal_axes_save_something(
+    octaves: float, searches: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, size, followed = np.random.default_rng(7), basis.WIDE, []
+    hidden = np.linalg.qr(rng.normal(size=(size, size)))[0]
+    matrices = rng.normal(size=(4, 2 * size, size)) * 2.0 ** rng.normal(0, octaves, size) @ hidden
+    search = basis._followed
+    monkeypatch.setattr(basis, "_followed", lambda *given: followed.append(1) or search(*given))
+    assert best([term(rows) for rows in matrices], 0.05)[0] == name
+    assert len(followed) == searches
+
+
+def test_own_axes_cost_what_turning_by_nothing_costs() -> None:
+    rng = np.random.default_rng(8)
+    terms = [term(rng.normal(size=(50, 12)), np.cov(rng.normal(size=(12, 90)))), term(rng.normal(size=(20, 12)))]
+    assert saved_bits(np.eye(12), terms, 0.1) == 0.0
 
 
 @pytest.mark.parametrize("size", [2, 16, 48])

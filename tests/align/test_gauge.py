@@ -54,6 +54,17 @@ def test_distortion_is_the_same_number(network: Network) -> None:
     assert checked == len([weight for weight in network.weights if weight.role != "exact"])
 
 
+def test_what_was_checked_is_what_is_quantized(network: Network) -> None:
+    alignment = gauge(Gauge("random", "random"), network)
+    assert alignment.checked.keys() == {weight.name for weight in network.weights if weight.role != "exact"}
+    for weight in network.weights:
+        if weight.role != "exact":
+            matrix = network.checkpoint.matrix(weight).float().contiguous().numpy()
+            np.testing.assert_array_equal(
+                alignment.checked[weight.name], alignment.aligned(weight, matrix, network.metric(weight), {}).weight
+            )
+
+
 def test_a_wrong_symmetry_is_named_and_left_out(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(network: Network, axes: str) -> Part:
         part = SYMMETRIES["residual"](network, "random")

@@ -188,7 +188,8 @@ def test_the_mean_takes_no_bits(tmp_path: Path) -> None:
         if weight.role == "exact":
             continue
         change, matrix = alignment.changes[weight.name], network.checkpoint.matrix(weight).double().numpy()
-        stored, loaded = change.tensor(matrix), change.loaded(matrix)
+        stored = change.tensor(matrix)
+        loaded = change.loaded(stored)
         if change.reflected:
             sides = [stored[:, -1]] if change.reflected == 1 else [stored[-1]]
             means = loaded.sum(axis=1 if change.reflected == 1 else 0)

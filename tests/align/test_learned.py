@@ -121,7 +121,7 @@ def test_other_objectives_lower_the_cost_too(
 
 def test_straight_through_kl_is_that_of_the_rounded_model(network: Network) -> None:
     """At the start the rotations are the identity: the loss is the KL of the model with these very errors."""
-    from trueaxis.align.basis import SLOPE
+    from trueaxis.align.estimate import SLOPE
     from trueaxis.align.straight import StraightThrough
 
     parts, _ = exact_parts(SPOILT, network)
@@ -142,7 +142,7 @@ def test_straight_through_kl_is_that_of_the_rounded_model(network: Network) -> N
 def test_the_proxy_knows_what_the_quantizer_takes() -> None:
     """Gaussian columns of one energy each: bits by noise within 6 % of those really coded, distortion within 15 %."""
     from trueaxis import _core
-    from trueaxis.align.basis import SLOPE
+    from trueaxis.align.estimate import SLOPE
     from trueaxis.entropy.model import CLASSES, MAGNITUDES, fit_tables
     from trueaxis.entropy.stream import segment
 

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import Term, chance_bits
+from trueaxis.align.basis import SIGNIFICANT, chance_bits
+from trueaxis.align.estimate import Term
 from trueaxis.align.maps import Map, Permute, Planes, Rotate, Step
 from trueaxis.align.network import Change, Network
-from trueaxis.align.part import SIGNIFICANT, Part, Site, Turn, chosen_axes, join, within
+from trueaxis.align.part import Part, Site, Turn, chosen_axes, join, within
 from trueaxis.model.architecture import skeleton
 from trueaxis.parallel import ordered_map
 from trueaxis.types import Array, Space, Weight

@@ -15,76 +15,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from trueaxis.align.estimate import (
+    ERRORS,
+    SLOPE,
+    STEP_ENERGY,
+    Level,
+    Stacked,
+    Term,
+    gathered,
+    levels_of,
+    own_bits,
+    size_of,
+    total_bits,
+)
 from trueaxis.parallel import ordered_map
-from trueaxis.types import Array, CalibrationError
+from trueaxis.types import Array
 
 if TYPE_CHECKING:
     import torch
 
-STEP_ENERGY = 17.0  # ½ log₂(1 + 17 u) bits for u = σ²/Δ²: an entropy-coded uniform quantizer from low to high rate
-ERRORS = 12.0  # its error: u / (1 + 12 u) steps², all of u at low rate, 1/12 at high rate
-SLOPE = ERRORS / (2 * math.log(2))  # bits that a step² of distortion is worth there, −dR/dD at high rate
-DAMPING = 1e-3
-TINY = 1e-20
 ITERATIONS = 8  # twelve change the rate by 0.002 bits more
 CURVATURE_FLOOR = 0.01
 LARGEST_ANGLE = 0.2
 HALVINGS = 6
 NEWTON_STEPS = 3
 PATIENCE = 3e-5  # of the bits: an iteration that gains less is the last
+WIDE = 512  # coordinates
+SIGNIFICANT = 2.0  # axes have to save so many times what chance would
 
-
-@dataclass(frozen=True, eq=False)
-class Term:
-    """One matrix, or several alike, as the space sees it.
-
-    Attributes:
-        covariance: S [n, n]: mean of w wᵀ over its rows (a reader) or columns (a writer), as vectors of the space.
-        count: Number of those vectors.
-        moment: H [n, n] for a reader; None for a writer or a table, whose errors cost the same in every direction.
-        level: What squared error is worth: g of the matrix, times the other side's part for a writer.
-    """
-
-    covariance: Array
-    count: int
-    moment: Array | None
-    level: float
-
-
+Eigen = tuple[Array, Array]
+"""Eigenvalues [n], ascending, and eigenvectors [n, n] in columns."""
 Axes = Callable[[Sequence[Term], float, int, int], Array]
 """(terms, water level c², seed, workers) ─▶ R [n, n], the same for any number of workers."""
 
 
-def estimated_bits(axes: Array, terms: Sequence[Term], water: float, threads: int = 1) -> float:
-    """Estimated rate + λ·distortion per weight, in bits, at steps² of `water` / (level · C_jj²): to compare axes by.
-
-    Example:
-        >>> term = Term(np.diag([4.0, 1.0]), 10, None, 1.0)
-        >>> turned = np.array([[0.6, 0.8], [-0.8, 0.6]])
-        >>> estimated_bits(np.eye(2), [term], 0.1) < estimated_bits(turned, [term], 0.1)
-        True
-    """
-    import torch
-
-    turned = torch.from_numpy(axes.astype(np.float32, order="C"))
-    return _total_bits(_levels(turned, _Stacked(terms, water, threads)))
-
-
 def identity(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """The checkpoint's own axes."""
-    return np.eye(_size(terms))
+    return np.eye(size_of(terms))
 
 
 def random_orthogonal(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Haar-distributed: stabilizes, blind to structure."""
     from scipy.stats import ortho_group
 
-    return ortho_group.rvs(_size(terms), random_state=seed) if _size(terms) > 1 else np.eye(1)
+    return ortho_group.rvs(size_of(terms), random_state=seed) if size_of(terms) > 1 else np.eye(1)
 
 
 def hadamard(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
@@ -92,7 +70,7 @@ def hadamard(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -
     from scipy.fft import dct
     from scipy.linalg import hadamard as sylvester
 
-    size = _size(terms)
+    size = size_of(terms)
     power = size & -size
     flat = sylvester(power) / np.sqrt(power)
     rest = dct(np.eye(size // power), norm="ortho", axis=0)
@@ -102,23 +80,19 @@ def hadamard(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -
 
 def pca_weights(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Principal axes of the weights' own covariance."""
-    return _principal(_total(terms))
+    return _principal(_eigen(_total(terms)))
 
 
 def pca_metric(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Principal axes of what is read, each reader weighed by its sensitivity; own axes where nothing is read."""
     read = _read(terms)
-    return np.eye(_size(terms)) if read is None else _principal(read)
+    return np.eye(size_of(terms)) if read is None else _principal(_eigen(read))
 
 
 def pca_joint(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
     """Principal axes of Σ_W^½ H Σ_W^½: directions in which large weights meet large inputs."""
-    weights, read = _total(terms), _read(terms)
-    if read is None:
-        return _principal(weights)
-    values, vectors = _eigen(weights)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    return _principal(root @ read @ root)
+    weights, read = _eigen(_total(terms)), _read(terms)
+    return _principal(weights if read is None else _between(weights, read))
 
 
 def joint(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> Array:
@@ -127,21 +101,8 @@ def joint(terms: Sequence[Term], water: float, seed: int, threads: int = 1) -> A
     A quasi-Newton step on the orthogonal group: the gradient in the angle of each pair of axes, divided by the
     curvature that the covariances' diagonals imply, then halved until the rate falls.
     """
-    import torch
-
-    starts = [axes(terms, water, seed, threads) for axes in (identity, pca_weights, pca_metric, pca_joint)]
-    together = gathered(terms)  # which start is best is plain enough from these
-    start = min(starts, key=lambda axes: estimated_bits(axes, together, water, threads))
-    stacked = _Stacked(terms, water, threads)
-    point = _point(torch.from_numpy(start.astype(np.float32, order="C")), stacked)
-    for _ in range(ITERATIONS):
-        found = _searched(point, stacked)
-        if found is None:
-            break
-        before, point = point.bits, found
-        if before - point.bits < PATIENCE * before:
-            break
-    return _orthogonal(point.axes.detach())
+    start, _ = _start(terms, water, threads)
+    return _orthogonal(_followed(start, Stacked(terms, water, threads)).axes.detach())
 
 
 AXES: dict[str, Axes] = {
@@ -155,33 +116,24 @@ AXES: dict[str, Axes] = {
 }
 
 
-def gathered(terms: Sequence[Term]) -> list[Term]:
-    """One term for all that share a moment: cheaper to judge by, and blind to what sets them apart."""
-    shared: dict[int, list[Term]] = {}
-    for term in terms:
-        shared.setdefault(id(term.moment), []).append(term)
-    found = []
-    for alike in shared.values():
-        count, worth = sum(term.count for term in alike), sum(term.count * term.level for term in alike)
-        covariance = np.sum([term.count * term.level * term.covariance for term in alike], axis=0) / (worth or 1.0)
-        found.append(Term(covariance, count, alike[0].moment, worth / max(count, 1)))
-    return found
+def best(terms: Sequence[Term], water: float, threads: int = 1) -> tuple[str, Array, float]:
+    """Joint axes, or the own ones unless those save more than twice what they would on weights without any structure.
 
-
-def best(
-    names: Sequence[str], terms: Sequence[Term], water: float, seed: int, threads: int = 1
-) -> tuple[str, Array, float]:
-    """The candidate with the smallest estimated rate; earlier names win ties, so put the free one first.
+    In a wide space principal axes find most of what there is, 74 % and more in the models seen, and the search from
+    there takes longer than the rest of alignment: it is left out where they save no more than chance would.
 
     Returns:
-        Its name, its axes, and the estimated bits per weight that they save against the checkpoint's own.
+        Name of the axes, the axes, and the estimated bits per weight that they save against the checkpoint's own.
     """
-    found = {name: AXES[name](terms, water, seed, threads) for name in names}
-    terms = terms if len(names) > 1 else gathered(terms)  # nothing hangs on what the only candidate saves
-    bits = {name: estimated_bits(axes, terms, water, threads) for name, axes in found.items()}
-    own = bits.get("identity") or estimated_bits(np.eye(_size(terms)), terms, water, threads)
-    name = min(names, key=lambda name: bits[name])
-    return name, found[name], own - bits[name]
+    chance = chance_bits(terms)
+    start, saved = _start(terms, water, threads)
+    if saved > chance or len(start) < WIDE:
+        stacked = Stacked(terms, water, threads)
+        found = _followed(start, stacked)
+        saved = own_bits(stacked) - found.bits
+        if saved >= SIGNIFICANT * chance:
+            return "joint", _orthogonal(found.axes.detach()), saved
+    return "identity", np.eye(size_of(terms)), 0.0
 
 
 def chance_bits(terms: Sequence[Term]) -> float:
@@ -192,11 +144,7 @@ def chance_bits(terms: Sequence[Term]) -> float:
     chances of their own: the best axes for T of them save √T times what those for all vectors as one do.
     """
     vectors = max(sum(term.count for term in terms), 1)
-    return (_size(terms) - 1) * math.sqrt(len(terms)) / (4 * math.log(2) * vectors)
-
-
-def _size(terms: Sequence[Term]) -> int:
-    return terms[0].covariance.shape[0]
+    return (size_of(terms) - 1) * math.sqrt(len(terms)) / (4 * math.log(2) * vectors)
 
 
 def _total(terms: Sequence[Term]) -> Array:
@@ -210,16 +158,53 @@ def _read(terms: Sequence[Term]) -> Array | None:
     return np.sum(found, axis=0) if found else None
 
 
-def _eigen(matrix: Array) -> tuple[Array, Array]:
-    """Eigenvalues [n], ascending, and eigenvectors [n, n] in columns; torch minds the number of threads."""
+def _eigen(matrix: Array) -> Eigen:
+    """Of a symmetric matrix; torch minds the number of threads."""
     import torch
 
     values, vectors = torch.linalg.eigh(torch.from_numpy((matrix + matrix.T) / 2))
     return values.numpy(), vectors.numpy()
 
 
-def _principal(matrix: Array) -> Array:
-    return np.ascontiguousarray(_eigen(matrix)[1][:, ::-1].T)
+def _principal(eigen: Eigen) -> Array:
+    return np.ascontiguousarray(eigen[1][:, ::-1].T)
+
+
+def _between(weights: Eigen, read: Array) -> Eigen:
+    """Of Σ_W^½ H Σ_W^½."""
+    values, vectors = weights
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    return _eigen(root @ read @ root)
+
+
+def _start(terms: Sequence[Term], water: float, threads: int) -> tuple[torch.Tensor, float]:
+    """The best of own and principal axes, float32 [n, n], and the bits per weight that they save, by gathered terms:
+    which is best is plain enough from these."""
+    import torch
+
+    stacked = Stacked(gathered(terms), water, threads)
+    chosen, own = torch.eye(size_of(terms)), own_bits(stacked)
+    weights, read = _eigen(_total(terms)), _read(terms)
+    fewest = own
+    for eigen in (weights,) if read is None else (weights, _eigen(read), _between(weights, read)):
+        axes = torch.from_numpy(_principal(eigen).astype(np.float32, order="C"))
+        bits = total_bits(levels_of(axes, stacked))
+        if bits < fewest:
+            chosen, fewest = axes, bits
+    return chosen, own - fewest
+
+
+def _followed(start: torch.Tensor, stacked: Stacked) -> _Point:
+    """The search for joint axes, from a start."""
+    point = _point(start, stacked)
+    for _ in range(ITERATIONS):
+        found = _searched(point, stacked)
+        if found is None:
+            break
+        before, point = point.bits, found
+        if before - point.bits < PATIENCE * before:
+            break
+    return point
 
 
 def _orthogonal(axes: torch.Tensor) -> Array:
@@ -230,124 +215,18 @@ def _orthogonal(axes: torch.Tensor) -> Array:
     return found.numpy()
 
 
-class _Group(NamedTuple):
-    """Terms that share a moment, in float32: what a direction is worth [n, n], or in every one alike; level·S [t, n, n]
-    in units that make up for it; counts over all weights [t]."""
-
-    worth: torch.Tensor | float
-    covariances: torch.Tensor
-    counts: torch.Tensor
-
-
-class _Stacked:
-    """Terms gathered by the moment they share; groups are worked on side by side, and summed in order.
-
-    A moment over the water has no sizes that float32 could not hold: powers of two are moved to the covariances.
-    """
-
-    def __init__(self, terms: Sequence[Term], water: float, threads: int) -> None:
-        self.threads, weights = threads, sum(term.count for term in terms) * _size(terms)
-        shared: dict[int, list[Term]] = {}
-        for term in terms:
-            shared.setdefault(id(term.moment), []).append(term)
-        self.groups = [_group(group, water, weights) for group in shared.values()]
-
-
-def _group(terms: Sequence[Term], water: float, weights: int) -> _Group:
-    import torch
-
-    level, octaves = math.frexp(water)
-    moment, size = (1.0, 0) if terms[0].moment is None else in_float32(terms[0].moment)
-    energies = [np.ldexp(term.covariance * term.level, size - octaves) for term in terms]
-    return _Group(
-        moment / level,
-        torch.from_numpy(np.stack(energies)).float(),
-        torch.tensor([float(term.count) for term in terms]) / weights,
-    )
-
-
-class _Level(NamedTuple):
-    """Of a group: its counts [t], energies along the axes [t, n], what makes steps² of them [n], fed-back error in
-    steps² [t, n], and the group's bits per weight of all."""
-
-    counts: torch.Tensor
-    energies: torch.Tensor
-    worth: torch.Tensor
-    fed_back: torch.Tensor
-    bits: torch.Tensor
-
-
-def _level(axes: torch.Tensor, group: _Group) -> _Level:
-    """Differentiable in the axes: what is linear in them is multiplied by S or H once, and never again backward."""
-    import torch
-
-    fixed = axes.detach()
-    energies = ((fixed @ group.covariances) * (2 * axes - fixed)).sum(dim=2).clamp_min(0)  # rᵀSr has the gradient 2Sr
-    if isinstance(group.worth, torch.Tensor):
-        worth, fed_back = _fed_back(axes, group.worth, energies)
-    else:
-        worth, fed_back = torch.full_like(energies[0], group.worth), torch.zeros_like(energies)
-    steps = energies * worth + fed_back
-    cost = 0.5 * torch.log2(1 + STEP_ENERGY * steps) + SLOPE * steps / (1 + ERRORS * steps)
-    return _Level(group.counts, energies, worth, fed_back, (group.counts[:, None] * cost).sum())
-
-
-def _levels(axes: torch.Tensor, stacked: _Stacked) -> list[_Level]:
-    return ordered_map(lambda group: _level(axes, group), stacked.groups, stacked.threads)
-
-
-def _total_bits(levels: Sequence[_Level]) -> float:
-    return sum(level.bits.item() for level in levels)
-
-
-def _fed_back(axes: torch.Tensor, moment: torch.Tensor, energies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """C_jj² [n] and Σ_{i>j} eᵢ² C_ij² [t, n]: errors of coordinates visited before j, which its target takes up."""
-    import torch
-
-    moved = axes.detach() @ moment
-    order = torch.argsort((moved * axes.detach()).sum(dim=1), descending=True, stable=True)
-    half = axes[order] @ moved[order].T
-    squares = damped_factor(half + half.T - half.detach()).square()
-    worth, sorted_energies = squares.diagonal(), energies[:, order]
-    errors = sorted_energies / (1 + ERRORS * sorted_energies * worth)
-    back = torch.argsort(order)
-    return worth[back], (errors @ squares.tril(-1))[:, back]
-
-
-def in_float32(moment: Array) -> tuple[torch.Tensor, int]:
-    """A moment [n, n] of any size over the power of two that brings it to about 1, and the exponent of that."""
-    import torch
-
-    octaves = math.frexp(float(np.diag(moment).mean()))[1]
-    return torch.from_numpy(np.ldexp(moment, -octaves)).float(), octaves
-
-
-def damped_factor(moment: torch.Tensor) -> torch.Tensor:
-    """Lower Cholesky factor of H + δ·mean(diag H)·I, δ growing until there is one."""
-    import torch
-
-    identity, mean, damping = torch.eye(moment.shape[0]), moment.diagonal().mean(), DAMPING
-    while True:  # ends: a multiple of I above the spectral radius is reached, or the moment is not finite
-        factor, failure = torch.linalg.cholesky_ex(moment + (damping * mean + TINY) * identity)
-        if not int(failure):
-            return factor
-        if damping > 1 / TINY:
-            raise CalibrationError(f"metric {list(moment.shape)} is too large or not finite; calibrate again")
-        damping *= 10
-
-
 class _Point(NamedTuple):
     """Axes that may be differentiated, the level of every group, and the sum of their bits."""
 
     axes: torch.Tensor
-    levels: list[_Level]
+    levels: list[Level]
     bits: float
 
 
-def _point(axes: torch.Tensor, stacked: _Stacked) -> _Point:
+def _point(axes: torch.Tensor, stacked: Stacked) -> _Point:
     leaf = axes.clone().requires_grad_(True)
-    levels = _levels(leaf, stacked)
-    return _Point(leaf, levels, _total_bits(levels))
+    levels = levels_of(leaf, stacked)
+    return _Point(leaf, levels, total_bits(levels))
 
 
 def _direction(point: _Point, threads: int) -> torch.Tensor:
@@ -371,7 +250,7 @@ def _direction(point: _Point, threads: int) -> torch.Tensor:
         return (-slope / curvature.abs().clamp_min(floor)).clamp(-LARGEST_ANGLE, LARGEST_ANGLE)
 
 
-def _searched(point: _Point, stacked: _Stacked) -> _Point | None:
+def _searched(point: _Point, stacked: Stacked) -> _Point | None:
     """Axes turned along a direction of descent (Cayley's map), by as much as lowers the bits; None if nothing does."""
     import torch
 

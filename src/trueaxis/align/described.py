@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from trueaxis.align.basis import ERRORS, SLOPE, STEP_ENERGY
+from trueaxis.align.estimate import ERRORS, SLOPE, STEP_ENERGY
 from trueaxis.quantize.plan import Plan
 from trueaxis.runtime.orthogonal import Orthogonal
 from trueaxis.types import Array

@@ -16,8 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from trueaxis.align.basis import STEP_ENERGY, Term, joint
+from trueaxis.align.basis import joint
 from trueaxis.align.described import Described
+from trueaxis.align.estimate import STEP_ENERGY, Term
 from trueaxis.align.pairs import planes, resolution
 from trueaxis.runtime.orthogonal import COLUMNS, MOST_BITS, Axis, Hadamard, Mirrors, Orthogonal, Planes
 from trueaxis.types import Array

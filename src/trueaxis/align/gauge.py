@@ -9,7 +9,7 @@ symmetry that moves the output by 10⁻⁶ nats or more is named and left out.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ from trueaxis.model.architecture import locate, parameter
 from trueaxis.model.graph import route
 from trueaxis.parallel import ordered_map
 from trueaxis.stages import Gauge, Identity
+from trueaxis.types import Array
 
 LARGEST_KL_NATS = 1e-6
-CHECK_TOKENS = (4, 64)  # sequences, length
+CHECK_TOKENS = (1, 64)  # sequences, length
 
 
 def identity(stage: Identity, network: Network) -> Alignment:
@@ -40,8 +41,8 @@ def gauge(stage: Gauge, network: Network) -> Alignment:
         stage: Axes per symmetry: a name of `basis.AXES`, "best", or "off".
         network: Checkpoint and statistics.
     """
-    used, notes = exact_parts(stage, network)
-    return aligned_by(used, notes)
+    used, notes, checked = _checked_parts(stage, network)
+    return replace(aligned_by(used, notes), checked=checked)
 
 
 def aligned_by(used: Sequence[Part], notes: Sequence[str]) -> Alignment:
@@ -52,14 +53,23 @@ def aligned_by(used: Sequence[Part], notes: Sequence[str]) -> Alignment:
 
 def exact_parts(stage: Gauge, network: Network) -> tuple[list[Part], tuple[str, ...]]:
     """The symmetries that stay exact, those left alone included, and a note on each that was asked for."""
+    used, notes, _ = _checked_parts(stage, network)
+    return used, notes
+
+
+def _checked_parts(stage: Gauge, network: Network) -> tuple[list[Part], tuple[str, ...], Mapping[str, Array]]:
+    """As `exact_parts`, and the matrices that all of these make, where they were checked together."""
     wanted = asdict(stage)
     parts = [symmetry(network, wanted[name]) for name, symmetry in SYMMETRIES.items() if wanted[name] != "off"]
     left_out: dict[str, float] = {}
-    if any(part.changes for part in parts) and moved_nats(network, joined(parts), products(parts)) >= LARGEST_KL_NATS:
-        moved = {part.name: moved_nats(network, part.changes, part.products) for part in parts if part.changes}
-        left_out = {name: kl for name, kl in moved.items() if kl >= LARGEST_KL_NATS}
+    checked: Mapping[str, Array] = {}
+    if any(part.changes for part in parts):
+        nats, checked = _check(network, joined(parts), products(parts))
+        if nats >= LARGEST_KL_NATS:
+            moved = {part.name: moved_nats(network, part.changes, part.products) for part in parts if part.changes}
+            left_out, checked = {name: kl for name, kl in moved.items() if kl >= LARGEST_KL_NATS}, {}
     notes = tuple(f"{part.name}: {_told(part, left_out)}" for part in parts)
-    return [part for part in parts if part.name not in left_out], notes
+    return [part for part in parts if part.name not in left_out], notes, checked
 
 
 def _told(part: Part, left_out: dict[str, float]) -> str:
@@ -82,6 +92,13 @@ def products(parts: Sequence[Part]) -> tuple[Product, ...]:
 
 def moved_nats(network: Network, changes: Mapping[str, Change], products: Sequence[Product] = ()) -> float:
     """KL(original ‖ gauged) per token; relative squared error of the output where that is no distribution."""
+    return _check(network, changes, products)[0]
+
+
+def _check(
+    network: Network, changes: Mapping[str, Change], products: Sequence[Product]
+) -> tuple[float, dict[str, Array]]:
+    """`moved_nats`, and the matrices of the gauged model."""
     import torch
 
     counts = network.statistics.token_counts.astype(np.float64) + 0.5
@@ -90,8 +107,8 @@ def moved_nats(network: Network, changes: Mapping[str, Change], products: Sequen
     with torch.inference_mode():
         model = load_model(network.checkpoint)
         expected = Reference(Output.of(model, forward(model, ids)), [], ids.numel())
-        _move(network, model, changes, products)
-        return expected.change(Output.of(model, forward(model, ids))) / ids.numel()
+        moved = _move(network, model, changes, products)
+        return expected.change(Output.of(model, forward(model, ids))) / ids.numel(), moved
 
 
 def gauged_model(network: Network, changes: Mapping[str, Change], products: Sequence[Product] = ()) -> Any:
@@ -101,8 +118,12 @@ def gauged_model(network: Network, changes: Mapping[str, Change], products: Sequ
     return model
 
 
-def _move(network: Network, model: Any, changes: Mapping[str, Change], products: Sequence[Product]) -> None:
-    """Takes the parameters of the running model to new coordinates, in place."""
+def _move(network: Network, model: Any, changes: Mapping[str, Change], products: Sequence[Product]) -> dict[str, Array]:
+    """Takes the parameters of the running model to new coordinates, in place.
+
+    Returns:
+        The quantized matrices among them, as they are in the file: not reflected.
+    """
     import torch
 
     if products:
@@ -114,13 +135,20 @@ def _move(network: Network, model: Any, changes: Mapping[str, Change], products:
         if weight.bias is not None and weight.place is not None
     }
 
+    quantized = {weight.name for weight in network.weights if weight.role != "exact"}
+    moved: dict[str, Array] = {}
+
     def move(name: str) -> None:
         found = places.get(name, biases.get(name))
         found = parameter(model, name) if found is None else found
+        tensor = changes[name].tensor(found.numpy())
+        if name in quantized:
+            moved[name] = network.checkpoint.scratch.hold(tensor)
         with torch.inference_mode():  # of this thread
-            found.copy_(torch.from_numpy(changes[name].loaded(found.numpy())))
+            found.copy_(torch.from_numpy(changes[name].loaded(tensor)))
 
     ordered_map(move, changes, network.threads)
     for product in products:
         source = places[product.source].double().numpy()
         parameter(model, product.name).copy_(torch.from_numpy(product.loaded(source)))
+    return moved

@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from trueaxis import _core
-from trueaxis.align.basis import SLOPE
+from trueaxis.align.estimate import SLOPE
 from trueaxis.align.network import Alignment, Change, Network
 from trueaxis.align.part import join
 from trueaxis.entropy.model import CLASSES, MAGNITUDES, fit_tables
@@ -82,7 +82,7 @@ def turned(alignment: Alignment, changes: Mapping[str, Change]) -> Alignment:
     found = dict(alignment.changes)
     for name, change in changes.items():
         join(found, name, change)
-    return replace(alignment, changes=found)
+    return replace(alignment, changes=found, checked={})
 
 
 def _contains(statistics: Statistics, text: str, first: int) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import STEP_ENERGY, Term, damped_factor, in_float32
+from trueaxis.align.estimate import STEP_ENERGY, Term, damped_factor, in_float32
 from trueaxis.align.maps import Map, moment, on_columns, on_rows, permutation
 from trueaxis.journal import NO_JOURNAL, NoJournal
 from trueaxis.metric.metric import metric_for
@@ -78,9 +78,9 @@ class Change:
         moved = on_rows(self.writes, moved)
         return moved if moved.ndim == 1 else on_columns(self.reads, moved)
 
-    def loaded(self, values: Array) -> Array:
-        """The tensor as the model has it once it is loaded: `tensor`, reflected."""
-        moved, reflection = self.tensor(values), Reflection(self.reflected)
+    def loaded(self, moved: Array) -> Array:
+        """What `tensor` made, as the model has it once it is loaded: reflected."""
+        reflection = Reflection(self.reflected)
         return reflection.decoded(moved[:, None])[:, 0] if moved.ndim == 1 else reflection.decoded(moved)
 
     def moment(self, second_moment: Array) -> Array:
@@ -132,6 +132,7 @@ class Alignment:
         products: Tensors that the loaded model has beside the original's.
         spaces: The axes that each space got, for the report.
         learning: How they were learned, or None.
+        checked: Name of a matrix → what its change made of it for the check, held in scratch.
     """
 
     changes: Mapping[str, Change] = field(default_factory=dict)
@@ -139,8 +140,11 @@ class Alignment:
     products: tuple[Product, ...] = ()
     spaces: tuple[Space, ...] = ()
     learning: Learning | None = None
+    checked: Mapping[str, Array] = field(default_factory=dict)
 
-    def aligned(self, weight: Weight, matrix: Array, metric: Metric, moments: dict[str, Array]) -> Aligned:
+    def aligned(
+        self, weight: Weight, matrix: Array, metric: Metric, moments: dict[str, Array], known: Array | None = None
+    ) -> Aligned:
         """A matrix and its metric in new coordinates.
 
         Args:
@@ -148,6 +152,7 @@ class Alignment:
             matrix: W [m, n] float32.
             metric: In the original coordinates.
             moments: Transformed moments by space, filled and used by calls for one space after another.
+            known: What the change makes of W, where that is known.
         """
         change = self.changes.get(weight.name)
         if change is None:
@@ -161,7 +166,8 @@ class Alignment:
                 moments[weight.space], metric.row_weights, metric.sensitivity, metric.embedding_weights
             )  # fmt: skip
         transforms = (Reflection(change.reflected),) if change.reflected else ()
-        return Aligned(change.coordinates, change.tensor(matrix), moved, transforms)
+        tensor = change.tensor(matrix) if known is None else known
+        return Aligned(change.coordinates, tensor, moved, transforms)
 
     def permutation(self, weight: Weight) -> Array | None:
         """Order of a matrix's columns against the original's; None where its coordinates are not just permuted."""
@@ -173,7 +179,9 @@ class Alignment:
         import torch
 
         tensor, change = checkpoint.tensor(weight.name), self.changes.get(weight.name)
-        return tensor if change is None else torch.from_numpy(change.loaded(tensor.double().numpy())).to(tensor.dtype)
+        if change is None:
+            return tensor
+        return torch.from_numpy(change.loaded(change.tensor(tensor.double().numpy()))).to(tensor.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -331,10 +339,8 @@ class Network:
 
 def _covariance(vectors: Array) -> Array:
     """Mean of w wᵀ [n, n] float64 over rows w of a float32 matrix [k, n]."""
-    import torch  # minds the number of threads
-
-    found = torch.from_numpy(vectors)
-    return (found.T @ found).double().numpy() / vectors.shape[0]
+    squares = vectors.T @ vectors  # NumPy works out one half, and mirrors it
+    return squares.astype(np.float64) / vectors.shape[0]
 
 
 def shifted(second_moment: Array, offset: Array, mean: Array) -> Array:

@@ -13,13 +13,12 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import AXES, Term, best, chance_bits
+from trueaxis.align.basis import AXES, best
+from trueaxis.align.estimate import Term, saved_bits
 from trueaxis.align.maps import Rotate, Step, Within
 from trueaxis.align.network import Change, Network, Product
 from trueaxis.journal import NO_JOURNAL
 from trueaxis.types import Array, Space
-
-SIGNIFICANT = 2.0  # axes have to save so many times what chance would
 
 
 class Site(NamedTuple):
@@ -81,18 +80,16 @@ class Part:
 
 
 def chosen_axes(axes: str, terms: Sequence[Term], network: Network, threads: int = 1) -> tuple[str, Array, float]:
-    """(name, R, bits saved per weight) of the axes named, or of the best of all, by so many workers.
-
-    "best" keeps the own axes unless others save more than twice what they would on weights without any structure.
-    """
-    names, key = ("identity", "joint") if axes == "best" else (axes,), _key(axes, terms, network)
+    """(name, R, bits saved per weight) of the axes named, or of the best of all, by so many workers."""
+    key = _key(axes, terms, network)
     if (known := network.journal.recall(key)) is not None:
-        name, rotation, saved = known.facts[0], known.arrays["rotation"], known.facts[1]
+        return known.facts[0], known.arrays["rotation"], known.facts[1]
+    if axes == "best":
+        name, rotation, saved = best(terms, network.water, threads)
     else:
-        name, rotation, saved = best(names, terms, network.water, network.seed, threads)
-        network.journal.keep(key, {"rotation": rotation}, [name, saved])
-    if axes == "best" and saved < SIGNIFICANT * chance_bits(terms):
-        return "identity", AXES["identity"](terms, network.water, 0, 1), 0.0
+        name, rotation = axes, AXES[axes](terms, network.water, network.seed, threads)
+        saved = saved_bits(rotation, terms, network.water, threads)
+    network.journal.keep(key, {"rotation": rotation}, [name, saved])
     return name, rotation, saved
 
 

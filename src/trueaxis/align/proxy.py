@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from trueaxis.align.basis import DAMPING, SLOPE, TINY
+from trueaxis.align.estimate import DAMPING, SLOPE, TINY
 from trueaxis.entropy.model import ABSENT_BITS
 from trueaxis.types import CalibrationError
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trueaxis.align.basis import STEP_ENERGY, Term
+from trueaxis.align.estimate import STEP_ENERGY, Term
 from trueaxis.align.maps import Blank, Map, Reflect, Rotate, Unscale, Within, moment, on_columns, on_rows
 from trueaxis.align.network import Change, Network, Product, merged, shifted
 from trueaxis.align.part import Part, Site, Turn, chosen_axes

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trueaxis.align.basis import SLOPE
+from trueaxis.align.estimate import SLOPE
 from trueaxis.align.gauge import gauged_model
 from trueaxis.align.network import Alignment, Network
 from trueaxis.align.trial import Tried, turned_rows

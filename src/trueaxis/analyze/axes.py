@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueaxis.align.basis import AXES, STEP_ENERGY, Term
+from trueaxis.align.basis import AXES
+from trueaxis.align.estimate import STEP_ENERGY, Term
 from trueaxis.analyze.halves import interval
 from trueaxis.analyze.quantizers import uniform_losses
 from trueaxis.metric.metric import damped_cholesky, water_level

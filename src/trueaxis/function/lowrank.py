@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trueaxis.align.basis import DAMPING, ERRORS, SLOPE, STEP_ENERGY
+from trueaxis.align.estimate import DAMPING, ERRORS, SLOPE, STEP_ENERGY
 from trueaxis.align.network import LARGEST_OCTAVES, Network
 from trueaxis.function.none import no_function
 from trueaxis.metric.metric import damped_cholesky

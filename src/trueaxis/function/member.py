@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from trueaxis.align.basis import ERRORS, SLOPE, STEP_ENERGY
+from trueaxis.align.estimate import ERRORS, SLOPE, STEP_ENERGY
 from trueaxis.record import USUAL_FRAME
 from trueaxis.runtime.terms import Bases, Term, pack_term
 from trueaxis.types import Array
