@@ -37,6 +37,7 @@ class RecordType(IntEnum):
     ALIAS = 20
     SLICE = 21
     BASE = 22
+    TANGENT = 23
 
 
 MODEL_TYPES = frozenset({RecordType.TABLES, RecordType.STREAM})
@@ -49,6 +50,7 @@ TENSOR_TYPES = frozenset(
         RecordType.ALIAS,
         RecordType.SLICE,
         RecordType.BASE,
+        RecordType.TANGENT,
     }
 )
 

@@ -1,11 +1,11 @@
 """Families: one base bit for bit, and of every member what it adds to it, at a rate of its own.
 
-    BASE ─▶ OUT/base, lossless                     member − base ─▶ quantize, entropy-code ─▶ OUT/members/NAME
-                                                   norms and the like ─▶ planes of bits beside the base's
+    BASE ─▶ OUT/base, lossless        what several members share ─▶ OUT/tangent/1 …
+    member − base − its shares ─▶ quantize, entropy-code ─▶ OUT/members/NAME; norms and the like beside the base's
 
 A member is measured as if it were compressed alone: its own activations, its own sensitivities. Its directory is an
-ordinary compressed one whose tensors need the base, which `family.json` in the root lets them find. Adding a member
-writes its directory and that list, and touches no other member.
+ordinary compressed one whose tensors need the base and directions, which `family.json` in the root lets them find.
+Adding a member writes its directory and that list, and touches no other: what is there is used as it stands.
 """
 
 from __future__ import annotations
@@ -17,22 +17,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trueaxis.align.gauge import identity
-from trueaxis.align.network import Network
 from trueaxis.container import is_compressed
 from trueaxis.family.adapter import dearer_than_adapter, is_adapter, merged
-from trueaxis.family.delta import Delta
-from trueaxis.header import is_tensor_name
+from trueaxis.family.directions import shared_directions, shares_of
+from trueaxis.family.measured import Measured, measure
+from trueaxis.family.span import write_direction
+from trueaxis.header import MOST_DIRECTIONS, is_tensor_name
 from trueaxis.lossless.journey import compress_lossless, exact_entry
-from trueaxis.metric.source import obtain_statistics
-from trueaxis.model.checkpoint import Checkpoint, check_finite
-from trueaxis.model.graph import trace
+from trueaxis.model.checkpoint import Checkpoint
 from trueaxis.parallel import default_threads, one_thread
 from trueaxis.preparation import Prepared, facts_of, jobs_of
 from trueaxis.progress import Progress, silent
 from trueaxis.recipe import Recipe
 from trueaxis.recipe import recipe as find_recipe
+from trueaxis.record import Record, RecordType
 from trueaxis.runtime.base_model import BaseModel, fingerprint
-from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, write_members
+from trueaxis.runtime.members import (
+    BASE,
+    MEMBERS,
+    TANGENT,
+    family_directions,
+    family_members,
+    is_family,
+    write_members,
+)
+from trueaxis.runtime.tangent import Directions, open_direction
 from trueaxis.stages import Identity, NoDrift, NoTuning
 from trueaxis.staging import check_free
 from trueaxis.types import Aligned, CompressionReport, TrueaxisError
@@ -40,10 +49,15 @@ from trueaxis.types import Aligned, CompressionReport, TrueaxisError
 
 @dataclass(frozen=True)
 class FamilyReport:
-    """What a call wrote: `base` is None where the base was there already; `members` are the new ones, by name."""
+    """What a call wrote: `base` is None where the base was there already; `members` are the new ones, by name.
+
+    Attributes:
+        directions: Bytes of each new direction that members share; parts of these count as theirs.
+    """
 
     base: CompressionReport | None
     members: dict[str, CompressionReport]
+    directions: tuple[int, ...] = ()
 
 
 def compress_family(
@@ -65,7 +79,8 @@ def compress_family(
         base: Directory of the checkpoint that all started from; it is stored bit for bit.
         members: Directories of fine-tunes of it, or of LoRA adapters; a member is known by its directory's name.
         out: Root of the family: created, or one of the same base.
-        bits_delta: Of each member, per parameter of it, all bytes of its files counted.
+        bits_delta: Of each member, per parameter of it, all bytes of its files counted, and of directions that this
+            call adds an equal part.
         calibration: Token ids (.npy) or text files; by default text sampled from each member.
         recipe: As of `trueaxis.compress`, in the checkpoint's own axes.
         seed: Of every random choice.
@@ -91,60 +106,90 @@ def compress_family(
     report = None
     if not is_family(root):
         report = _written_base(base, root, [base, *members, *calibration], threads, progress)
-    listed = family_members(root)
+    listed, directions = family_members(root), family_directions(root)
     beside = _checked_base(BaseModel(root / BASE), Path(base), root)
-    reports: dict[str, CompressionReport] = {}
-    for name, member in zip(names, map(Path, members), strict=True):
-        with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
-            plain = merged(member, Path(base), Path(folder)) if is_adapter(member) else member
-            begun = time.perf_counter()
-            prepared = prepare_member(
+    workers, reports = threads or default_threads(), {}
+    with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
+        begun, measured = time.perf_counter(), {}
+        for name, member in zip(names, map(Path, members), strict=True):
+            plain = merged(member, Path(base), _made(Path(folder) / name)) if is_adapter(member) else member
+            measured[name] = measure(
                 Checkpoint.open(plain), beside, chosen, bits_delta, calibration,
-                seed=seed, threads=threads or default_threads(), device=device, progress=progress,
+                seed=seed, threads=workers, device=device, progress=progress,
             )  # fmt: skip
-            target = prepared.checkpoint.bytes_at(bits_delta)
+        added = _written_directions(list(measured.values()), root, len(directions), workers, progress)
+        write_members(root, listed, len(directions) + len(added))
+        shared = Directions([open_direction(path) for path in family_directions(root)])
+        for name, member in zip(names, map(Path, members), strict=True):
+            found = measured.pop(name)
+            target = found.target - sum(added) // len(names)
+            prepared = prepare_member(found, beside, shared, threads=workers, progress=progress)
             files = prepared.fit(target)
             notes = dearer_than_adapter(member, files.file_bytes) if is_adapter(member) else []
+            notes += _shared_note(prepared)
             reports[name] = prepared.save(files, root / MEMBERS / name, False, begun, target, notes=notes)
-        listed = [*listed, name]
-        write_members(root, listed)
-    return FamilyReport(report, reports)
+            listed = [*listed, name]
+            write_members(root, listed, len(shared.decoders))
+            begun = time.perf_counter()
+    return FamilyReport(report, reports, tuple(added))
 
 
 @one_thread()
 def prepare_member(
-    member: Checkpoint,
-    beside: BaseModel,
-    recipe: Recipe,
-    bits: float,
-    calibration: Sequence[str | Path],
-    *,
-    seed: int,
-    threads: int,
-    device: str,
-    progress: Progress,
+    member: Measured, beside: BaseModel, shared: Directions, *, threads: int, progress: Progress
 ) -> Prepared:
-    """Measures a member and plans what it adds to the base; arguments as of `compress_family`."""
-    weights = trace(member)
-    for weight in weights:
-        if weight.role == "exact":
-            check_finite(weight.name, member.tensor(weight.name))
-    measured = obtain_statistics(member, weights, calibration, None, seed, device, progress)
-    delta = Delta.beside(member, beside)
-    network = Network(delta, weights, measured, 8.0 * member.bytes_at(bits), seed, threads, calibration)
+    """Plans what a member adds to the base and to its shares of directions.
+
+    Args:
+        member: Measured.
+        beside: The base.
+        shared: Directions of the family.
+        threads: Workers; the bytes do not depend on it.
+        progress: Told of every matrix.
+    """
+    shares = shares_of(member, shared)
+    delta, recipe, original = member.delta.less(shared, shares), member.recipe, member.checkpoint
+    network = replace(member.network, checkpoint=delta)
     alignment = identity(Identity(), network)
     jobs = [
         # what is reported is the error of the whole weight
-        replace(job, aligned=Aligned("beside the base", member.matrix(job.weight).float().numpy(), job.metric))
+        replace(job, aligned=Aligned("beside the base", original.matrix(job.weight).float().numpy(), job.metric))
         for job in jobs_of(network, alignment, recipe, threads, progress)
     ]
-    exact = [exact_entry(member, weight.name, beside) for weight in weights if weight.role == "exact"]
-    moved = {job.weight.tensor for job in jobs if delta.moves(job.weight.tensor)}
-    bases = {name: fingerprint(beside.bits(name)) for name in sorted(moved)}
-    header = {**facts_of(recipe, measured, alignment), "base": BASE}
+    exact = [exact_entry(original, weight.name, beside) for weight in member.weights if weight.role == "exact"]
+    moved = sorted({job.weight.tensor for job in jobs if delta.moves(job.weight.tensor)})
+    first = {
+        name: (
+            Record(RecordType.BASE, fingerprint(beside.bits(name))),
+            *((Record(RecordType.TANGENT, shares[name]),) if name in shares else ()),
+        )
+        for name in moved
+    }
+    header = {**facts_of(recipe, member.statistics, alignment), "base": BASE}
+    header |= {"tangent": shared.fingerprints} if shares else {}
     return Prepared(
-        member, recipe, measured, weights, alignment, jobs, exact, header, threads, progress, {}, bases=bases
-    )
+        original, recipe, member.statistics, member.weights, alignment, jobs, exact, header, threads, progress, {},
+        beside=first,
+    )  # fmt: skip
+
+
+def _written_directions(
+    members: Sequence[Measured], root: Path, known: int, threads: int, progress: Progress
+) -> list[int]:
+    """Bytes of each direction that these members are given."""
+    room = MOST_DIRECTIONS - known
+    found = shared_directions(members, room) if len(members) > 1 and room else []
+    original, recipe = members[0].checkpoint, members[0].recipe
+    return [
+        write_direction(jobs, original, recipe, root / TANGENT / str(known + number), threads, progress)
+        for number, jobs in enumerate(found, 1)
+    ]
+
+
+def _shared_note(prepared: Prepared) -> list[str]:
+    """How many tensors are coded with directions, where some are."""
+    count = sum(len(records) > 1 for records in prepared.beside.values())
+    return [f"{count} of {len(prepared.beside)} tensors take shares of the family's directions"] if count else []
 
 
 def _written_base(
@@ -159,6 +204,11 @@ def _written_base(
         report = compress_lossless(base, root / BASE, threads=threads, progress=progress)
     write_members(root, [])
     return report
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
 
 
 def _checked_recipe(recipe: str | Path | Recipe) -> Recipe:
