@@ -46,7 +46,9 @@ def shared_directions(members: Sequence[Measured], room: int) -> list[list[Job]]
         holders = [member for member in members if member.moved(tensor)]
         if len(holders) < 2:
             continue
-        group = _Group(holders, holders[0].moved(tensor))
+        weights = holders[0].moved(tensor)
+        plans = [[member.plans[weight.name] for weight in weights] for member in holders]
+        group = Group(weights, plans, [member.c for member in holders], holders[0].recipe.quantize)
         for number, jobs in enumerate(group.directions(min(len(holders) - 1, MOST_TOGETHER, room))):
             found += [[]] * (number == len(found))
             found[number] = found[number] + jobs
@@ -54,80 +56,78 @@ def shared_directions(members: Sequence[Measured], room: int) -> list[list[Job]]
 
 
 @dataclass(frozen=True, eq=False)
-class _Group:
-    """The matrices of one tensor in several members."""
+class Group:
+    """The matrices of one tensor in several members.
 
-    members: Sequence[Measured]
+    Attributes:
+        weights: Of the tensor: one, or its slices.
+        plans: Of every member, beside the base alone.
+        levels: c of every member.
+        stage: Plans directions.
+    """
+
     weights: Sequence[Weight]
+    plans: Sequence[Sequence[Plan]]
+    levels: Sequence[float]
+    stage: Quantizer
 
     def directions(self, most: int) -> list[list[Job]]:
         """As many directions as pay, each with the matrices of the tensor."""
-        plans = [[member.plans[weight.name] for weight in self.weights] for member in self.members]
-        metrics = [mean_metric([row[at].metric for row in plans]) for at in range(len(self.weights))]
-        vectors = _principal(plans, metrics)
-        least, chosen = sum(map(self._estimated, self.members, plans)), None
+        metrics = [mean_metric([row[at].metric for row in self.plans]) for at in range(len(self.weights))]
+        vectors = _principal(self.plans, metrics)
+        least, chosen = sum(map(_estimated, self.plans, self.levels)), None
         for count in range(1, most + 1):
-            spans = self._spans(plans, metrics, vectors[:, :count])
+            spans = self._spans(metrics, vectors[:, :count])
             for octaves in OCTAVES:
-                bits = self._estimated_with(plans, spans, vectors, self._c(octaves))
-                least, chosen = (bits, (spans, octaves)) if bits < least else (least, chosen)
+                c = float(2.0 ** (np.log2(self.levels).mean() + octaves))
+                bits = self._estimated_with(spans, vectors, c)
+                least, chosen = (bits, (spans, c)) if bits < least else (least, chosen)
         if chosen is None:
             return []
-        spans, octaves = chosen
-        return spans_as_jobs(self.weights, spans, self._c(octaves)) if self._pays(plans, spans, octaves) else []
+        own, saved = self.saved_bits(*chosen)
+        return spans_as_jobs(self.weights, *chosen) if saved > LEAST_BITS + MARGIN * own else []
 
-    def _c(self, octaves: float) -> float:
-        """c of directions: so many octaves above the members'."""
-        return float(2.0 ** (np.mean([np.log2(member.c) for member in self.members]) + octaves))
-
-    def _spans(self, plans: Sequence[Sequence[Plan]], metrics: Sequence[Metric], vectors: Array) -> list[list[Plan]]:
+    def _spans(self, metrics: Sequence[Metric], vectors: Array) -> list[list[Plan]]:
         """Σ_k v_kj Δ_k of every direction j, planned."""
-        stage: Quantizer = self.members[0].recipe.quantize
         found = []
         for vector in vectors.T:
-            planner = Planner(stage)
-            sums = [_sum(vector, [row[at].weight for row in plans]) for at in range(len(self.weights))]
+            planner = Planner(self.stage)
+            sums = [_sum(vector, [row[at].weight for row in self.plans]) for at in range(len(self.weights))]
             found.append([planner.plan(*one) for one in zip(self.weights, sums, metrics, strict=True)])
         return found
 
-    def _estimated(self, member: Measured, plans: Sequence[Plan]) -> float:
-        """Bits and what distortion is worth, of one member."""
-        return sum(_cost(_energies(plan), plan.weight.shape[0], member.c) for plan in plans)
-
-    def _estimated_with(
-        self, plans: Sequence[Sequence[Plan]], spans: Sequence[Sequence[Plan]], vectors: Array, c: float
-    ) -> float:
-        """The same of all members with directions at c, bits of these included."""
+    def _estimated_with(self, spans: Sequence[Sequence[Plan]], vectors: Array, c: float) -> float:
+        """Bits, and what distortion is worth, of all members with directions at c, bits of these included."""
         steps = [[_energies(plan) / c**2 for plan in span] for span in spans]
         total = sum(
             plan.weight.shape[0] * float((0.5 * np.log2(1 + STEP_ENERGY * found)).sum())
             for span, row in zip(spans, steps, strict=True)
             for plan, found in zip(span, row, strict=True)
         )
-        for member, row, shares in zip(self.members, plans, vectors, strict=True):
+        for level, row, shares in zip(self.levels, self.plans, vectors, strict=True):
             for at, plan in enumerate(row):
                 taken = _sum(shares[: len(spans)], [span[at].weight for span in spans])
                 energies = _energies(replace(plan, weight=plan.weight - taken))
                 for share, span, found in zip(shares, spans, steps, strict=False):
                     missing = _energies(replace(plan, weight=span[at].weight)) / (1 + ERRORS * found[at])
                     energies = energies + share**2 * missing
-                total += _cost(energies, plan.weight.shape[0], member.c)
+                total += _cost(energies, plan.weight.shape[0], level)
         return total
 
-    def _pays(self, plans: Sequence[Sequence[Plan]], spans: Sequence[Sequence[Plan]], octaves: float) -> bool:
-        """Whether members with directions take fewer bits than without, by the coder."""
-        coded = [[coded_alone(plan, self._c(octaves)) for plan in span] for span in spans]
+    def saved_bits(self, spans: Sequence[Sequence[Plan]], c: float) -> tuple[float, float]:
+        """Bits of directions at c by the coder, and how many fewer all takes with them, their own counted."""
+        coded = [[coded_alone(plan, c) for plan in span] for span in spans]
         decoded = [
             [plan.weight + errors for plan, (_, errors) in zip(*rows, strict=True)]
             for rows in zip(spans, coded, strict=True)
         ]
         own = sum(bits for row in coded for bits, _ in row)
         saved = -own
-        for member, row in zip(self.members, plans, strict=True):
-            saved += sum(coded_bits(plan, member.c) for plan in row) - RECORD_BITS
+        for level, row in zip(self.levels, self.plans, strict=True):
             rest = _less(row, decoded, _shares(row, decoded))
-            saved -= sum(coded_bits(plan, member.c) for plan in rest)
-        return saved > LEAST_BITS + MARGIN * own
+            pairs = zip(row, rest, strict=True)
+            saved += sum(coded_bits(one, level) - coded_bits(other, level) for one, other in pairs) - RECORD_BITS
+        return own, saved
 
 
 def shares_of(member: Measured, directions: Directions) -> dict[str, bytes]:
@@ -144,7 +144,7 @@ def shares_of(member: Measured, directions: Directions) -> dict[str, bytes]:
             continue
         decoded = [
             [_matrix(value, weight) for weight in weights]
-            for value in (directions.decoders[at].tensor(tensor).float() for at in np.flatnonzero(held))
+            for value in (directions.decoders[at].tensor(tensor) for at in np.flatnonzero(held))
         ]
         plans = [member.plans[weight.name] for weight in weights]
         shares = np.zeros(len(held))
@@ -240,6 +240,11 @@ def _energies(plan: Plan) -> Array:
     """σ² of every column in steps at c = 1, as `first_c` has them."""
     scaled = plan.in_steps()
     return np.einsum("ij,ij->j", scaled, scaled, dtype=np.float64) / (4 * scaled.shape[0])
+
+
+def _estimated(plans: Sequence[Plan], c: float) -> float:
+    """Bits of a member, and what its distortion is worth."""
+    return sum(_cost(_energies(plan), plan.weight.shape[0], c) for plan in plans)
 
 
 def _cost(energies: Array, rows: int, c: float) -> float:

@@ -96,9 +96,9 @@ class Directions:
         return [decoder.container.fingerprint for decoder in self.decoders]
 
     def holders(self, name: str, shape: tuple[int, ...]) -> list[bool]:
-        """Which ones hold a tensor of this name and shape."""
+        """Which ones hold a tensor of this name and shape, in float32."""
         found = [decoder.container.tensors.get(name) for decoder in self.decoders]
-        return [info is not None and info.shape == shape for info in found]
+        return [info is not None and (info.shape, info.dtype) == (shape, "F32") for info in found]
 
     def added(self, name: str, shape: tuple[int, ...], payload: bytes) -> torch.Tensor:
         """Σ θ_j · J_j of a tensor, float32: products and sums in float64, rounded once.
@@ -112,16 +112,18 @@ class Directions:
         """
         import torch
 
-        total = torch.zeros(shape, dtype=torch.float64)
+        total = np.zeros(shape)  # by NumPy: torch may have another device as its default
         held = self.holders(name, shape)
         for number, weight in enumerate(read_weights(name, payload, len(self.decoders)).tolist()):
             if not weight:
                 continue
             if not held[number]:
                 place = self.decoders[number].container.path
-                raise FormatError(f"{name}: takes a share of the direction {place}, which has it not as {list(shape)}")
-            total += weight * self.decoders[number].tensor(name, torch.float32).double()
-        return total.float()
+                raise FormatError(
+                    f"{name}: takes a share of the direction {place}, which has it not as F32 {list(shape)}"
+                )
+            total += weight * self.decoders[number].tensor(name).numpy().astype(np.float64)
+        return torch.from_numpy(np.asarray(total, np.float32))
 
 
 def open_direction(path: Path) -> Decoder:
