@@ -591,7 +591,13 @@ class Oracle:
 
     @cached_property
     def _base_tensors(self) -> dict[str, bytes]:
-        return Oracle(self.path.parent / self.header["base"]).tensors()
+        return Oracle(self._beside / self.header["base"]).tensors()
+
+    @property
+    def _beside(self) -> Path:
+        """Where base and directions lie."""
+        above = self.path.parents
+        return next((folder for folder in above[:2] if (folder / "family.json").is_file()), above[0])
 
     def _taken(self, name: str, shape: tuple[int, ...]) -> Array:
         """Σ θ J of a tensor, float32, flat."""
@@ -608,8 +614,7 @@ class Oracle:
         """float32 values of every tensor of every direction, flat."""
         found = []
         for number, expected in enumerate(self.header["tangent"]):
-            path = self.path.parent / "tangent" / str(number + 1)
-            direction = Oracle(path if path.is_dir() else self.path.parents[1] / "tangent" / str(number + 1))
+            direction = Oracle(self._beside / "tangent" / str(number + 1))
             assert direction.fingerprint == expected
             assert all(dtype == "F32" for _, dtype in direction.shapes.values())
             found.append({name: floats(bits, "F32") for name, bits in direction.tensors().items()})

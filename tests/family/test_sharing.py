@@ -17,6 +17,7 @@ import trueaxis
 import trueaxis.hf
 from forge import Parts, dismantle, forge
 from oracle import Oracle
+from trueaxis import _core
 from trueaxis.cli import main
 from trueaxis.family.journey import FamilyReport
 from trueaxis.record import Record, RecordType
@@ -25,6 +26,7 @@ from trueaxis.runtime.tangent import pack_weights, read_weights
 from trueaxis.types import FormatError
 
 COMMON, OWN, BITS = 0.2, 0.02, 4
+TOO_LARGE = _core.encode_integers(np.array([1 << 25], np.int32), np.zeros(1, np.uint8))
 
 
 def member(base: Path, out: Path, seed: int, share: float) -> Path:
@@ -201,8 +203,8 @@ def of_too_much(parts: Parts, name: str) -> None:
     [
         (set_shares(b""), "shares of 1 directions"),
         (set_shares(b"\x1f" + pack_weights([1.0], 0)[1:]), "shares of 1 directions"),
-        (set_shares(pack_weights([1.0], 4)[:1]), "damaged"),
-        (set_shares(pack_weights([1.0], 4) + b"more"), "damaged"),
+        (set_shares(pack_weights([1.0], 4) + bytes(9)), "longer than its numbers"),
+        (set_shares(b"\0" + TOO_LARGE), "out of range"),
         (unlisted, "shares of 0 directions"),
         (misplaced, "record type 23 is out of place"),
         (twice, "record type 23 is out of place"),

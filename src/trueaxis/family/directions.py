@@ -144,7 +144,7 @@ def shares_of(member: Measured, directions: Directions) -> dict[str, bytes]:
             continue
         decoded = [
             [_matrix(value, weight) for weight in weights]
-            for value in (directions.decoders[at].tensor(tensor) for at in np.flatnonzero(held))
+            for value in (directions.decoders[at].tensor(tensor) for at in np.flatnonzero(held).tolist())
         ]
         plans = [member.plans[weight.name] for weight in weights]
         shares = np.zeros(len(held))
