@@ -20,6 +20,7 @@ from trueaxis.align.gauge import identity
 from trueaxis.container import is_compressed
 from trueaxis.family.adapter import dearer_than_adapter, is_adapter, merged
 from trueaxis.family.directions import shared_directions, shares_of
+from trueaxis.family.matching import matched, write_matched
 from trueaxis.family.measured import Measured, measure
 from trueaxis.family.span import write_direction
 from trueaxis.header import MOST_DIRECTIONS, is_tensor_name
@@ -45,6 +46,8 @@ from trueaxis.runtime.tangent import Directions, open_direction
 from trueaxis.stages import Identity, NoDrift, NoTuning
 from trueaxis.staging import check_free
 from trueaxis.types import Aligned, CompressionReport, TrueaxisError
+
+MATCHED = "channels and heads are stored in the base's order: an equivalent network, whose tensors are not its own"
 
 
 @dataclass(frozen=True)
@@ -110,13 +113,15 @@ def compress_family(
     beside = _checked_base(BaseModel(root / BASE), Path(base), root)
     workers, reports = threads or default_threads(), {}
     with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
-        begun, measured = time.perf_counter(), {}
+        begun, measured, moved = time.perf_counter(), {}, set()
+        how = {"seed": seed, "threads": workers, "device": device, "progress": progress}
         for name, member in zip(names, map(Path, members), strict=True):
             plain = merged(member, Path(base), _made(Path(folder) / name)) if is_adapter(member) else member
-            measured[name] = measure(
-                Checkpoint.open(plain), beside, chosen, bits_delta, calibration,
-                seed=seed, threads=workers, device=device, progress=progress,
-            )  # fmt: skip
+            measured[name] = measure(Checkpoint.open(plain), beside, chosen, bits_delta, calibration, **how)
+            if changes := matched(measured[name]):
+                plain = write_matched(measured[name], changes, Path(folder) / f"{name}.matched")
+                measured[name] = measure(Checkpoint.open(plain), beside, chosen, bits_delta, calibration, **how)
+                moved.add(name)
         added = _written_directions(list(measured.values()), root, len(directions), workers, progress)
         write_members(root, listed, len(directions) + len(added))
         shared = Directions([open_direction(path) for path in family_directions(root)])
@@ -126,7 +131,7 @@ def compress_family(
             prepared = prepare_member(found, beside, shared, threads=workers, progress=progress)
             files = prepared.fit(target)
             notes = dearer_than_adapter(member, files.file_bytes) if is_adapter(member) else []
-            notes += _shared_note(prepared)
+            notes += _shared_note(prepared) + [MATCHED] * (name in moved)
             reports[name] = prepared.save(files, root / MEMBERS / name, False, begun, target, notes=notes)
             listed = [*listed, name]
             write_members(root, listed, len(shared.decoders))
