@@ -84,15 +84,21 @@ def divergences(reference: Iterable[torch.Tensor], found: Iterable[torch.Tensor]
     return np.array([float(kl_nats(*pair).mean()) for pair in zip(reference, found, strict=True)])
 
 
-def subject(path: Path, scratch: Path, statistics: Path, sequences: int) -> Subject:
-    """Loads a model's texts and runs the original once."""
-    from transformers import AutoModelForCausalLM
-
+def texts(path: Path, scratch: Path) -> tuple[Path, Path]:
+    """Calibration and evaluation tokens of a model; those of one without, from its own splits, lie in `scratch`."""
     calibration, evaluation = path / "calibration_tokens.npy", path / "evaluation_tokens.npy"
     if not calibration.is_file():
         calibration, evaluation = scratch / f"{path.name}_calibration.npy", scratch / f"{path.name}_evaluation.npy"
         np.save(calibration, tokenize(path, modules("calibration"), LENGTH))
         np.save(evaluation, tokenize(path, modules("evaluation"), LENGTH))
+    return calibration, evaluation
+
+
+def subject(path: Path, scratch: Path, statistics: Path, sequences: int) -> Subject:
+    """Loads a model's texts and runs the original once."""
+    from transformers import AutoModelForCausalLM
+
+    calibration, evaluation = texts(path, scratch)
     tokens = load_tokens(evaluation)
     tokens = tokens[np.linspace(0, len(tokens) - 1, min(sequences, len(tokens))).astype(int), :LENGTH]
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()

@@ -6,10 +6,11 @@
     a recipe at every rate ─▶ (bits, D) of every tensor ─▶ its bits at the D that `identity` reached, by
     interpolation in log D ─▶ saved = bits of identity − those
 
-D is the same number in every gauge, measured on the decoded file. Bits are file bytes with tables, scales and the
-share of shared streams. A model is a directory with calibration_tokens.npy; the planted checkpoint is a random Llama
-whose residual stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays
-for the rotation, `recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
+D is the same number in every gauge, measured on the decoded file; weights are not corrected for what earlier layers
+lost, so that it is each matrix's own. Bits are file bytes with tables, scales and the share of shared streams. A model
+is a directory with calibration_tokens.npy, or the demo model; the planted checkpoint is a random Llama whose residual
+stream has axes of very different energy, turned by a random rotation: `planted` is what identity pays for the rotation,
+`recovered` the share of it that a recipe finds again. `i.i.d. weights` has none in its weights,
 `white` none in its statistics either: there a recipe should keep the own axes. The layers of a set are one block and
 share the axes of its stream, as a network would have to; `structured` there turns the checkpoint's own axes, and
 `gauge+structured` those of `gauge`. KL at equal bytes: benchmarks/divergences.py.
@@ -26,6 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from baselines import chosen_models, texts
 from limit import code, layers
 
 import trueaxis
@@ -40,9 +42,9 @@ from trueaxis.recipe import recipe as find_recipe
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.orthogonal import Orthogonal
 from trueaxis.runtime.transforms import undone
+from trueaxis.stages import NoDrift
 from trueaxis.types import Array, Metric, Weight
 
-MODELS = Path(__file__).parents[2] / "shared" / "models"
 BITS = [1.0, 1.5, 2.0, 3.0, 4.0]
 RECIPES = ["rotation", "pca", "gauge", "structured", "learned", "lowrank"]
 WRITERS = ("attention_output", "ffn_down")
@@ -54,10 +56,11 @@ Curves = dict[str, list[tuple[float, float]]]  # tensor ─▶ (log₂ D, bits) 
 def curves(model: Path, statistics: Path, recipe: str, rates: Sequence[float], folder: Path) -> Curves:
     """Bits and distortion of every quantized tensor at every rate."""
     found: Curves = {}
+    chosen, (calibration, _) = replace(find_recipe(recipe), drift=NoDrift()), texts(model, folder)
     for bits in rates:
         report = trueaxis.compress(
-            model, folder / "out", bits=bits, statistics=statistics, recipe=recipe, overwrite=True,
-            calibration=[model / "calibration_tokens.npy"],
+            model, folder / "out", bits=bits, statistics=statistics, recipe=chosen, overwrite=True,
+            calibration=[calibration],
         )  # fmt: skip
         print(f"  {recipe:10} {bits:5.2f}: {report.file_bytes:>10,} bytes, {report.seconds:6.1f} s", flush=True)
         heads = [row for row in report.tensors if row.coordinates.endswith(":head")]
@@ -242,10 +245,8 @@ def main() -> None:
             layer_set(
                 file, [one for one in options.recipes if one.split("+")[0] in (*LAYER_AXES, STORED)], options.bits
             )
-        models = options.models
-        if not (models or options.layers or options.planted):
-            models = sorted(path for path in MODELS.iterdir() if path.is_dir())
-        for model in models:
+        alone = not (options.layers or options.planted)
+        for model in chosen_models(options) if alone else options.models:
             saved = measure(model, options.recipes, options.bits, Path(folder))
             tabulate(model.name, saved, options.every)
         if options.planted:

@@ -230,7 +230,7 @@ def read_ids(path: str | Path, text: Sequence[str | Path], tokens: str | Path | 
 
 
 def read_evaluation(directory: str | Path, files: Sequence[str | Path]) -> Array:
-    """Token ids [sequences, length] of text files, or of one .npy file.
+    """Token ids [sequences, length] of text files, or of .npy files of one length.
 
     Args:
         directory: Of the model whose tokenizer reads the text.
@@ -241,7 +241,9 @@ def read_evaluation(directory: str | Path, files: Sequence[str | Path]) -> Array
     """
     parts = read_tokens(directory, files)
     if len(parts) != 1:
-        raise CalibrationError("give evaluation text as text files, or as one .npy file of token ids (--evaluation)")
+        raise CalibrationError(
+            "give evaluation text as text files, or as .npy files of token ids of one length (--evaluation)"
+        )
     return read_ids(directory, (), parts[0])
 
 

@@ -21,6 +21,7 @@ VERSION = 1
 DRAFT = 0  # of the version before the first that stays
 HEAD = struct.Struct("<BBI")
 SMALLEST_FRAME, LARGEST_FRAME = HEAD.size + 1, HEAD.size + LONGEST
+USUAL_FRAME = HEAD.size + 2  # bytes beside a payload of 128 to 16,383
 REQUIRED = 128  # flag: a reader that does not know the record must refuse
 
 

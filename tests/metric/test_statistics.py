@@ -60,6 +60,11 @@ def test_merge_adds() -> None:
     assert np.array_equal(merged.shingles, np.union1d(one.shingles, other.shingles))
     assert np.array_equal(merged.predictions, one.predictions + other.predictions)
     assert np.array_equal(merge(one, replace(other, predictions=np.zeros(0))).predictions, one.predictions)
+    for half in (merge(one, replace(other, gradients={}, gradient_tokens=0)),
+                 merge(replace(other, gradients={}, gradient_tokens=0), one)):  # fmt: skip
+        moment = half.output_moment("w")
+        assert moment is not None
+        assert np.allclose(moment, one.gradients["w"] / 10), "known of one text alone"
     assert 1 < merged.sensitivities["a"] < 3
     assert merged.sensitivities["b"] == 5
 

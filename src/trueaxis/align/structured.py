@@ -21,6 +21,7 @@ from trueaxis.parallel import ordered_map
 from trueaxis.passes import LEAST_BITS, MARGIN, Job, coded_bits
 from trueaxis.quantize.budget import first_c
 from trueaxis.quantize.plan import Plan
+from trueaxis.record import USUAL_FRAME
 from trueaxis.runtime.orthogonal import Mirrors, Orthogonal
 from trueaxis.runtime.transforms import undone
 from trueaxis.stages import NoTransform, Structured
@@ -28,7 +29,6 @@ from trueaxis.types import Aligned, Array, Metric, Stored, Weight
 
 MOST = 4  # factors of one matrix
 WORTH_MORE = 0.5  # of what the best so far saves: kinds that save less are not tried further
-FRAME_BYTES = 8  # of a record
 SMALLEST = 2  # columns that can turn
 Planned = Callable[[Weight, Array, Metric], Plan]
 """(matrix, W in the coordinates of the file, metric there) ─▶ its plan."""
@@ -117,7 +117,7 @@ def _extended(
 
 def paid_bits(transforms: Sequence[Orthogonal]) -> float:
     """Bits of the records."""
-    return 8.0 * sum(len(transform.payload) + FRAME_BYTES for transform in transforms)
+    return 8.0 * sum(len(transform.payload) + USUAL_FRAME for transform in transforms)
 
 
 def _turned_job(job: Job, planned: Planned, c: float) -> Job:

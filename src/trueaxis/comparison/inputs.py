@@ -48,10 +48,10 @@ def calibration_inputs(original: Original, folder: Path) -> None:
     Raises:
         CalibrationError: There are none but in statistics, or files of several lengths.
     """
-    parts = list(read_tokens(original.prepared.checkpoint.path, original.calibration))
-    if len({part.shape[1] for part in parts}) != 1:
+    parts = read_tokens(original.prepared.checkpoint.path, original.calibration)
+    if len(parts) != 1:
         found = "several lengths" if parts else "none"
         raise CalibrationError(
             f"needs the calibration text itself, of one sequence length (--calibration), found {found}"
         )
-    np.save(folder / "calibration.npy", np.concatenate(parts))
+    np.save(folder / "calibration.npy", parts[0])

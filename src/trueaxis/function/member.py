@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from trueaxis.align.basis import ERRORS, SLOPE, STEP_ENERGY
+from trueaxis.record import USUAL_FRAME
 from trueaxis.runtime.terms import Bases, Term, pack_term
 from trueaxis.types import Array
 
 if TYPE_CHECKING:
     from trueaxis.quantize.plan import Plan
 
-FRAME_BYTES = 8  # of a record
 TINY = 1e-30
 
 
@@ -113,7 +113,7 @@ class Fit:
     def of(cls, candidate: str, member: Member, term: Term, bases: Bases) -> Fit:
         """The fit that a term makes."""
         mean = term.values(bases)
-        size = 8.0 * (len(pack_term(term)) + FRAME_BYTES)
+        size = 8.0 * (len(pack_term(term)) + USUAL_FRAME)
         return cls(candidate, term, mean, size, member.residual_bits(mean))
 
     @property

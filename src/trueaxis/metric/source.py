@@ -133,17 +133,25 @@ def calibration_tokens(
 
 
 def read_tokens(directory: str | Path, files: Sequence[str | Path]) -> list[Array]:
-    """Token arrays [sequences, length]: one per .npy file, one for all text files together.
+    """Token arrays [sequences, length]: one per length, the one of most tokens first, files in the order given.
+
+    Drift, gradients and tuning read the first alone.
 
     Args:
         directory: Of the model whose tokenizer reads the text.
         files: Token ids (.npy) or text.
+
+    Example:
+        >>> read_tokens("llama", ["short.npy", "long.npy", "short-too.npy"])   # doctest: +SKIP
+        [array of shape (64, 512), array of shape (48, 128)]
     """
     arrays = [np.asarray(load_tokens(file), np.int64) for file in files if str(file).endswith(".npy")]
     texts = [file for file in files if not str(file).endswith(".npy")]
     if texts:
         arrays.append(tokenize(directory, texts, text_length(directory)))
-    return arrays
+    lengths = dict.fromkeys(array.shape[1] for array in arrays)
+    found = [np.concatenate([array for array in arrays if array.shape[1] == length]) for length in lengths]
+    return sorted(found, key=lambda array: -array.size)
 
 
 def text_length(directory: str | Path) -> int:

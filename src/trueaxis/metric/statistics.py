@@ -246,7 +246,8 @@ def _told(found: Array) -> str:
 def merge(first: Statistics, second: Statistics) -> Statistics:
     """Statistics of two texts as if they had been calibrated on as one.
 
-    Sums, counts and chunk lists add up; sensitivities measured on both are averaged by their numbers of tokens.
+    Sums, counts and chunk lists add up; sensitivities measured on both are averaged by their numbers of tokens. Where
+    one has no gradients, or no predictions, those of the other stand for both.
 
     Raises:
         CalibrationError: They are of different checkpoints, or some sequence is in both.
@@ -264,6 +265,7 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
                     f"cannot merge statistics that share text: sequences {max(one.first, other.first)} to "
                     f"{min(one.last, other.last)} of {one.text} are in both; calibrate on separate sequences"
                 )
+    gradients, gradient_tokens = _added_gradients(first, second)
     return Statistics(
         {space: first.sums[space] + second.sums[space] for space in first.sums},
         {space: first.totals[space] + second.totals[space] for space in first.totals},
@@ -273,8 +275,8 @@ def merge(first: Statistics, second: Statistics) -> Statistics:
         tuple(sorted(first.chunks + second.chunks)),
         keep_smallest(np.union1d(first.shingles, second.shingles)),
         _average_sensitivities(first, second),
-        {key: value + second.gradients[key] for key, value in first.gradients.items() if key in second.gradients},
-        first.gradient_tokens + second.gradient_tokens,
+        gradients,
+        gradient_tokens,
         first.unheard,
         first.unrun,
         first.source if first.source == second.source else "text, sampled",
@@ -302,6 +304,15 @@ def without(whole: Statistics, part: Statistics) -> Statistics:
         tokens=left,
         token_counts=whole.token_counts - part.token_counts,
     )
+
+
+def _added_gradients(first: Statistics, second: Statistics) -> tuple[Mapping[str, Array], int]:
+    """Sums of both, of what both know, and their tokens; those of one where the other has none."""
+    if not (first.gradients and second.gradients):
+        known = first if first.gradients else second
+        return known.gradients, known.gradient_tokens
+    both = {key: value + second.gradients[key] for key, value in first.gradients.items() if key in second.gradients}
+    return both, first.gradient_tokens + second.gradient_tokens
 
 
 def _added(first: Array, second: Array) -> Array:
