@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from trueaxis.align.gauge import identity
@@ -98,43 +99,29 @@ def compress_family(
         >>> trueaxis.compress_family("llama", ["chat", "code"], "family", bits_delta=1)   # doctest: +SKIP
         >>> model = trueaxis.load("family", member="chat")                                 # doctest: +SKIP
     """
-    names, chosen, root = _checked_names(members), _checked_recipe(recipe), Path(out)
+    chosen, root = _checked_recipe(recipe), Path(out)
     if not bits_delta > 0:
         raise TrueaxisError(f"bits_delta: expected a positive number, found {bits_delta}")
-    for name, member in zip(names, map(Path, members), strict=True):
-        if (root / MEMBERS / name).exists():
-            raise TrueaxisError(f"{root / MEMBERS / name}: exists; remove it, or name the member otherwise")
-        if not is_adapter(member):
-            Checkpoint.open(member)
-    report = None
-    if not is_family(root):
-        report = _written_base(base, root, [base, *members, *calibration], threads, progress)
-    listed, directions = family_members(root), family_directions(root)
+    paths, inputs = _checked_paths(members, root), [base, *members, *calibration]
+    report = None if is_family(root) else _written_base(base, root, inputs, threads, progress)
     beside = _checked_base(BaseModel(root / BASE), Path(base), root)
-    workers, reports = threads or default_threads(), {}
+    listed, workers, reports = family_members(root), threads or default_threads(), {}
+    read = partial(
+        measure, beside=beside, recipe=chosen, bits=bits_delta, calibration=calibration, seed=seed, threads=workers,
+        device=device, progress=progress,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="trueaxis.") as folder:
-        begun, measured, moved = time.perf_counter(), {}, set()
-        how = {"seed": seed, "threads": workers, "device": device, "progress": progress}
-        for name, member in zip(names, map(Path, members), strict=True):
-            plain = merged(member, Path(base), _made(Path(folder) / name)) if is_adapter(member) else member
-            measured[name] = measure(Checkpoint.open(plain), beside, chosen, bits_delta, calibration, **how)
-            if changes := matched(measured[name]):
-                plain = write_matched(measured[name], changes, Path(folder) / f"{name}.matched")
-                measured[name] = measure(Checkpoint.open(plain), beside, chosen, bits_delta, calibration, **how)
-                moved.add(name)
-        added = _written_directions(list(measured.values()), root, len(directions), workers, progress)
-        write_members(root, listed, len(directions) + len(added))
+        begun = time.perf_counter()
+        measured, moved = _measured(paths, Path(base), Path(folder), read)
+        added = _written_directions(list(measured.values()), root, workers, progress)
         shared = Directions([open_direction(path) for path in family_directions(root)])
-        for name, member in zip(names, map(Path, members), strict=True):
+        for name, member in paths.items():
             found = measured.pop(name)
-            target = found.target - sum(added) // len(names)
             prepared = prepare_member(found, beside, shared, threads=workers, progress=progress)
-            files = prepared.fit(target)
-            notes = dearer_than_adapter(member, files.file_bytes) if is_adapter(member) else []
-            notes += _shared_note(prepared) + [MATCHED] * (name in moved)
+            files = prepared.fit(target := found.target - sum(added) // len(paths))
+            notes = _notes(prepared, files.file_bytes, member) + [MATCHED] * (name in moved)
             reports[name] = prepared.save(files, root / MEMBERS / name, False, begun, target, notes=notes)
-            listed = [*listed, name]
-            write_members(root, listed, len(shared.decoders))
+            write_members(root, [*listed, *reports], len(shared.decoders))
             begun = time.perf_counter()
     return FamilyReport(report, reports, tuple(added))
 
@@ -178,23 +165,27 @@ def prepare_member(
     )  # fmt: skip
 
 
-def _written_directions(
-    members: Sequence[Measured], root: Path, known: int, threads: int, progress: Progress
-) -> list[int]:
+def _written_directions(members: Sequence[Measured], root: Path, threads: int, progress: Progress) -> list[int]:
     """Bytes of each direction that these members are given."""
+    known = len(family_directions(root))
     room = MOST_DIRECTIONS - known
     found = shared_directions(members, room) if len(members) > 1 and room else []
     original, recipe = members[0].checkpoint, members[0].recipe
-    return [
+    added = [
         write_direction(jobs, original, recipe, root / TANGENT / str(known + number), threads, progress)
         for number, jobs in enumerate(found, 1)
     ]
+    if added:
+        write_members(root, family_members(root), known + len(added))
+    return added
 
 
-def _shared_note(prepared: Prepared) -> list[str]:
-    """How many tensors are coded with directions, where some are."""
-    count = sum(len(records) > 1 for records in prepared.beside.values())
-    return [f"{count} of {len(prepared.beside)} tensors take shares of the family's directions"] if count else []
+def _notes(prepared: Prepared, file_bytes: int, path: Path) -> list[str]:
+    """Of a member: that its adapter is smaller, and how many tensors are coded with directions, where some are."""
+    notes = dearer_than_adapter(path, file_bytes) if is_adapter(path) else []
+    if count := sum(len(records) > 1 for records in prepared.beside.values()):
+        notes.append(f"{count} of {len(prepared.beside)} tensors take shares of the family's directions")
+    return notes
 
 
 def _written_base(
@@ -211,9 +202,34 @@ def _written_base(
     return report
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir()
-    return folder
+def _measured(
+    paths: Mapping[str, Path], base: Path, folder: Path, read: Callable[[Checkpoint], Measured]
+) -> tuple[dict[str, Measured], set[str]]:
+    """Members by name, each in the base's order, and which of them are not as they were given."""
+    found: dict[str, Measured] = {}
+    moved: set[str] = set()
+    for number, (name, path) in enumerate(paths.items()):
+        plain = path
+        if is_adapter(path):
+            plain = folder / str(number)
+            plain.mkdir()
+            merged(path, base, plain)
+        found[name] = read(Checkpoint.open(plain))
+        if changes := matched(found[name]):
+            found[name] = read(Checkpoint.open(write_matched(found[name], changes, folder / f"{number}.matched")))
+            moved.add(name)
+    return found, moved
+
+
+def _checked_paths(members: Sequence[str | Path], root: Path) -> dict[str, Path]:
+    """Members by name."""
+    paths = dict(zip(_checked_names(members), map(Path, members), strict=True))
+    for name, path in paths.items():
+        if (root / MEMBERS / name).exists():
+            raise TrueaxisError(f"{root / MEMBERS / name}: exists; remove it, or name the member otherwise")
+        if not is_adapter(path):
+            Checkpoint.open(path)
+    return paths
 
 
 def _checked_recipe(recipe: str | Path | Recipe) -> Recipe:
