@@ -6,14 +6,19 @@ model, text ─▶ tokens ─▶ steps on random windows ─▶ directory in the
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import torch
 
 BATCH, WINDOW = 4, 128
 
 
-def tune(model: Path, text: str, out: Path, steps: int, rate: float, seed: int = 0) -> Path:
+def tune(
+    model: Path, text: str, out: Path, steps: int, rate: float, seed: int = 0, earlier: Mapping[int, Path] | None = None
+) -> Path:
     """Writes a fine-tune of `model` to `out`.
 
     Args:
@@ -22,6 +27,7 @@ def tune(model: Path, text: str, out: Path, steps: int, rate: float, seed: int =
         out: Directory to create.
         steps, rate: Of AdamW without decay; the rate falls to zero linearly.
         seed: Of the windows.
+        earlier: Steps before the last ─▶ directories that take what stands after them.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -39,7 +45,13 @@ def tune(model: Path, text: str, out: Path, steps: int, rate: float, seed: int =
         found(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    found.to(stored).save_pretrained(out)
+        if step + 1 in (earlier or {}):
+            _save(deepcopy(found).to(stored), model, (earlier or {})[step + 1])
+    return _save(found.to(stored), model, out)
+
+
+def _save(found: Any, model: Path, out: Path) -> Path:
+    found.save_pretrained(out)
     for file in model.glob("tokenizer*"):
         shutil.copyfile(file, out / file.name)
     return out

@@ -29,6 +29,7 @@ CLASSES = 48
 WIDTH = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 WIDTH |= {"U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8}
 MODEL, TABLES, STREAM, TRANSFORM, FUNCTION, RESIDUAL, PLANES, ALIAS, SLICE, BASE = 1, 2, 3, 16, 17, 18, 19, 20, 21, 22
+TANGENT = 23
 
 
 class Bytes:
@@ -74,8 +75,8 @@ def integers(data: bytes, contexts: list[int]) -> list[int]:
     return [decoder.integer(context) for context in contexts]
 
 
-def read_shards(path: Path) -> tuple[dict[str, Any], bytes, list[bytes]]:
-    """(header, model-level records after the first, bytes of every tensor's records)."""
+def read_shards(path: Path) -> tuple[dict[str, Any], bytes, list[bytes], str]:
+    """(header, model-level records after the first, bytes of every tensor's records, fingerprint)."""
     files = sorted(path.glob("*.safetensors"))
     areas, heads = [], []
     for number, file in enumerate(files):
@@ -100,7 +101,8 @@ def read_shards(path: Path) -> tuple[dict[str, Any], bytes, list[bytes]]:
     model = everything.take(header["model_bytes"])
     extents = [everything.take(length) for *_, length in header["tensors"]]
     assert everything.position == len(everything.data)
-    return header, model, extents
+    hashes = payload[4 : 4 + 16 * count]
+    return header, model, extents, hashlib.blake2b(hashes, digest_size=16).hexdigest()
 
 
 @dataclass
@@ -505,7 +507,7 @@ class Oracle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header, model, extents = read_shards(path)
+        self.header, model, extents, self.fingerprint = read_shards(path)
         found = records(model)
         self.tables = next((read_tables(payload) for kind, payload, _ in found if kind == TABLES), None)
         self.streams = [payload for kind, payload, _ in found if kind == STREAM]
@@ -589,7 +591,34 @@ class Oracle:
 
     @cached_property
     def _base_tensors(self) -> dict[str, bytes]:
-        return Oracle(self.path.parent / self.header["base"]).tensors()
+        return Oracle(self._beside / self.header["base"]).tensors()
+
+    @property
+    def _beside(self) -> Path:
+        """Where base and directions lie."""
+        above = self.path.parents
+        return next((folder for folder in above[:2] if (folder / "family.json").is_file()), above[0])
+
+    def _taken(self, name: str, shape: tuple[int, ...]) -> Array:
+        """Σ θ J of a tensor, float32, flat."""
+        total = np.zeros(math.prod(shape))
+        if self.records[name][1][0] == TANGENT:
+            bits, payload = self.records[name][1][1][0], self.records[name][1][1][1:]
+            for q, direction in zip(integers(payload, [0] * len(self._directions)), self._directions, strict=True):
+                if q:
+                    total = total + q / 2**bits * direction[name].astype(np.float64)
+        return total.astype(np.float32)
+
+    @cached_property
+    def _directions(self) -> list[dict[str, Array]]:
+        """float32 values of every tensor of every direction, flat."""
+        found = []
+        for number, expected in enumerate(self.header["tangent"]):
+            direction = Oracle(self._beside / "tangent" / str(number + 1))
+            assert direction.fingerprint == expected
+            assert all(dtype == "F32" for _, dtype in direction.shapes.values())
+            found.append({name: floats(bits, "F32") for name, bits in direction.tensors().items()})
+        return found
 
     def tensors(self) -> dict[str, bytes]:
         """The bits of every tensor, little-endian, in row-major order."""
@@ -605,7 +634,7 @@ class Oracle:
                 if self.records[name][0][0] == ALIAS:
                     values = [multiplied(self._values(self.records[name][0][1].decode(), indices)[0], values[0])]
                 if self.records[name][0][0] == BASE:
-                    theirs = floats(self._base(name), dtype).reshape(-1, *values[0].shape)
+                    theirs = (floats(self._base(name), dtype) + self._taken(name, shape)).reshape(-1, *values[0].shape)
                     values = [part + their for part, their in zip(values, theirs, strict=True)]
                 found[name] = b"".join(rounded(part, dtype) for part in values)
         aliases = {name: found_[-1][1].decode() for name, found_ in self.records.items() if found_[-1][0] == ALIAS}

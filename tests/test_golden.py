@@ -44,8 +44,8 @@ def test_verifies(version: str, name: str) -> None:
 
 def test_every_family_of_this_version_has_a_file() -> None:
     assert {name for version, name in EXPECTED if version == f"v{VERSION}"} == set(FAMILIES)
-    folders = [path for path in GOLDEN.glob("v[1-9]*/*") if path.is_dir()]
-    assert {(path.parent.name, path.name) for path in folders} == set(EXPECTED)
+    folders = [path.parent.relative_to(GOLDEN) for path in GOLDEN.glob("v[1-9]*/**/config.json")]
+    assert {(path.parts[0], "/".join(path.parts[1:])) for path in folders} == set(EXPECTED)
 
 
 def test_drafts_are_refused_with_advice() -> None:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import trueaxis
 from checkpoints import save_small_llama, save_tokens
 from golden_parts import COLUMNS_OF_ALL, ROWS_OF_ALL, matrix, tables_of, write, write_matrices
-from trueaxis.container import Entry
+from trueaxis.container import Container, Entry
 from trueaxis.entropy.model import MAGNITUDES, pack_tables
 from trueaxis.entropy.stream import pack_residual, pack_shared
 from trueaxis.lossless.tensor import pack_tensor
@@ -35,6 +35,7 @@ from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.matrices import matrix_records
 from trueaxis.runtime.orthogonal import Axis, Hadamard, Mirrors, Planes, sparse
 from trueaxis.runtime.planes import pack_planes
+from trueaxis.runtime.tangent import pack_weights
 from trueaxis.runtime.terms import ColumnSplines, Product, Rows, RowSplines, Shared, pack_term
 from trueaxis.runtime.transforms import COLUMNS, ROWS, Diagonal, Reflection
 from trueaxis.types import Array
@@ -234,6 +235,39 @@ def member(path: Path) -> None:
     write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries, base="bits")
 
 
+def direction(seed: int, names: Sequence[str]) -> Callable[[Path], None]:
+    """Matrices that members of a family take shares of, for tensors of the family `bits`, one of them transposed."""
+
+    def make(path: Path) -> None:
+        shapes = {name: shape for name, _, shape, _ in bit_tensors(150)}
+        members = {name: matrix(seed + number, rows=48, columns=40) for number, name in enumerate(names)}
+        tables = tables_of(list(members.values()))
+        entries = [
+            Entry(name, shapes[name], "F32",
+                  matrix_records(pack_residual(one, tables, 4, 100), None, shapes[name] != (48, 40)))
+            for name, one in members.items()
+        ]  # fmt: skip
+        write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries)
+
+    return make
+
+
+def shares(path: Path) -> None:
+    """Matrices that are added to those of the family `bits` and to shares of two directions, one of them, and none."""
+    theirs = {name: (dtype, shape, found) for name, dtype, shape, found in bit_tensors(150)}
+    members = [matrix(200 + number, rows=48, columns=40) for number in range(3)]
+    tables = tables_of(members)
+    entries = []
+    for name, one, taken in zip(("scaled", "single", "half"), members, ((0.5, -1.25), (0, 3.0), ()), strict=True):
+        dtype, shape, found = theirs[name]
+        first = [Record(RecordType.BASE, fingerprint(entries_of(found).reshape(-1)))]
+        first += [Record(RecordType.TANGENT, pack_weights(taken, 10))] if taken else []
+        records = matrix_records(pack_residual(one, tables, 4, 100), None, name == "half")
+        entries.append(Entry(name, shape, dtype, (*first, *records)))
+    marks = [Container(GOLDEN / "tangent" / number).fingerprint for number in "12"]
+    write(path, [Record(RecordType.TABLES, pack_tables(tables))], entries, base="bits", tangent=marks)
+
+
 def coded_rows(seed: int, count: int, size: int) -> Rows:
     """A factor [count, size] whose rows and columns have different steps."""
     rng = np.random.default_rng(seed)
@@ -325,6 +359,9 @@ FAMILIES: dict[str, Callable[[Path], None]] = {
     "bits": bits,
     "beside": beside,
     "member": member,
+    "tangent/1": direction(190, ("scaled", "half")),
+    "tangent/2": direction(195, ("scaled", "single")),
+    "shares": shares,
     "sums": sums,
     "orthogonals": orthogonals,
     "llama": llama,

@@ -59,7 +59,11 @@ def tables_of(matrices: Sequence[Quantized], largest: int = 15) -> Tables:
 
 
 def write(
-    path: Path, model_records: Sequence[Record], entries: Sequence[Entry], shard_bytes: int = 10**9, **facts_more: str
+    path: Path,
+    model_records: Sequence[Record],
+    entries: Sequence[Entry],
+    shard_bytes: int = 10**9,
+    **facts_more: str | list[str],
 ) -> None:
     """A directory of these tensors."""
     facts = {

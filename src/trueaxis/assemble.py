@@ -94,7 +94,7 @@ def assemble(
     threads: int = 1,
     transforms: Mapping[str, Sequence[Transform]] | None = None,
     sources: Mapping[str, str] | None = None,
-    bases: Mapping[str, bytes] | None = None,
+    beside: Mapping[str, Sequence[Record]] | None = None,
     functions: Mapping[str, bytes] | None = None,
 ) -> Assembled:
     """All files of the compressed model; coded matrices are held in the checkpoint's scratch.
@@ -109,7 +109,7 @@ def assemble(
         threads: Matrices encoded side by side; the bytes do not depend on it.
         transforms: Name of a matrix → the transforms that lead back from its coordinates.
         sources: Name of a matrix → name of the tensor that it multiplies; the product has the matrix's name.
-        bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
+        beside: Name of a tensor → records before those of its matrices.
         functions: Name of a matrix → payload of the record of what is added to its residual.
     """
     sources = sources or {}
@@ -132,8 +132,8 @@ def assemble(
         found = matrix_records(payload, weight.slice, weight.transposed, steps, source, function)
         records.setdefault(weight.tensor, []).extend(factor_records(weight, found))
     originals = {name: checkpoint.entries[sources.get(name, name)] for name in records}
-    for name, fingerprint in (bases or {}).items():
-        records[name].insert(0, Record(RecordType.BASE, fingerprint))
+    for name, first in (beside or {}).items():
+        records[name][:0] = first
     entries = [
         Entry(name, originals[name].shape, originals[name].dtype, tuple(found)) for name, found in records.items()
     ]

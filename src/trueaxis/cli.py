@@ -134,6 +134,7 @@ def _compress_family(options: argparse.Namespace) -> Result:
             progress=progress,
         )  # fmt: skip
     lines = [] if found.base is None else [f"{options.out}: base of {found.base.file_bytes:,} bytes, every bit of it"]
+    lines += [f"a direction that members share: {size:,} bytes" for size in found.directions]
     lines += [
         f"{name}: {report.file_bytes:,} bytes, {report.bits_per_param:.4f} bits per parameter, {report.seconds:.1f} s"
         for name, report in found.members.items()
@@ -196,7 +197,8 @@ def _inspect(options: argparse.Namespace) -> Result:
         check_plot(options.plot, options.out)
     found = inspect(options.out)
     if "members" in found:
-        parts = {"base": found["base"], **found["members"]}
+        shared = {f"direction {number}": one for number, one in enumerate(found["directions"], 1)}
+        parts = {"base": found["base"], **shared, **found["members"]}
         lines = [f"{options.out}: a family, {found['file_bytes']:,} bytes"]
         lines += [
             f"{name:30} {one['file_bytes']:14,} bytes {one['bits_per_param']:9.4f}" for name, one in parts.items()

@@ -29,6 +29,7 @@ TEXT_RATIO = 32  # bytes of text per compressed byte; lists of tensors reach 10 
 NAME_LIMIT = 512  # characters
 DIMENSION_LIMIT = 8
 SIZE_LIMIT = 1 << 48  # weights of one tensor
+MOST_DIRECTIONS = 16  # of a family that one member is coded with
 DTYPES = ("F32", "F16", "BF16", "F64")  # of what may be quantized
 EXACT_DTYPES = ("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "U16", "I16", "U32", "I32", "U64", "I64")
 
@@ -193,6 +194,15 @@ def _is_sketch(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_count, value)) and sum(value) < 1 << 32
 
 
+def _is_tangent(value: Any) -> bool:
+    """Whether these can be the fingerprints of directions."""
+    return isinstance(value, list) and 1 <= len(value) <= MOST_DIRECTIONS and all(map(_is_fingerprint, value))
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 2 * HASH_BYTES and not set(value) - set("0123456789abcdef")
+
+
 _CHECKS = {
     "version": lambda value: type(value) is int and value == VERSION,
     "parameters": lambda value: _is_count(value) and value > 0,
@@ -205,7 +215,7 @@ _CHECKS = {
     "sketch": _is_sketch,
     "tensors": lambda value: isinstance(value, list),
 }
-_OPTIONAL_CHECKS = {"base": is_tensor_name}
+_OPTIONAL_CHECKS = {"base": is_tensor_name, "tangent": _is_tangent}
 
 
 def _checks(header: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[Any], bool]]]:

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trueaxis.record import RecordType
 from trueaxis.restored import restored
 from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.members import BASE, FAMILY, MEMBERS, family_members, is_family
+from trueaxis.runtime.matrices import tangent_payload
+from trueaxis.runtime.members import BASE, FAMILY, MEMBERS, family_directions, family_members, is_family
 from trueaxis.runtime.orthogonal import KINDS
+from trueaxis.runtime.tangent import read_weights
 from trueaxis.types import CompressionReport
 
 REPORT = "trueaxis.json"
@@ -23,6 +27,7 @@ PURPOSES = {
     "frame": "headers, checksums",
 }
 """Of bytes, in words."""
+ASIDE = (RecordType.RESIDUAL, RecordType.FUNCTION, RecordType.TRANSFORM, RecordType.TANGENT)  # without their indices
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
@@ -36,10 +41,11 @@ def inspect(path: str | Path) -> dict[str, Any]:
         one per slice), shared_streams (their numbers), function_bits and residual_bits (of its own records of f and r,
         W = f + r), estimated_saved_bits (against r = W alone, from the report; 0 where there is no f), transforms
         (kinds of its stored ones, in the order of their records), transform_bits (of all its transform records) and
-        transform_saved_bits (why they are there: estimated by coding both ways, from the report; 0 without any).
+        transform_saved_bits (why they are there: estimated by coding both ways, from the report; 0 without any),
+        directions (how many of its family's it takes shares of).
         `report` is the object that compression left behind, or None.
-        Of the root of a family: file_bytes of all and of family.json; `base` and `members`, each a name and such an
-        object.
+        Of the root of a family: file_bytes of all and of family.json; `base`, such an object, `directions`, a list of
+        them, and `members`, each a name and one.
 
     Raises:
         FormatError: The file is damaged.
@@ -48,8 +54,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
         members = {name: inspect(Path(path) / MEMBERS / name) for name in family_members(path)}
         base = inspect(Path(path) / BASE)
         listed = (Path(path) / FAMILY).stat().st_size
-        total = listed + sum(part["file_bytes"] for part in (base, *members.values()))
-        return {"file_bytes": total, "base": base, "members": members}
+        directions = [inspect(part) for part in family_directions(path)]
+        total = listed + sum(part["file_bytes"] for part in (base, *directions, *members.values()))
+        return {"file_bytes": total, "base": base, "directions": directions, "members": members}
     decoder = Decoder(path)
     container = decoder.container
     report = _report(Path(path), set(container.tensors))
@@ -73,7 +80,9 @@ def inspect(path: str | Path) -> dict[str, Any]:
 def _describe(decoder: Decoder, name: str, saved: Mapping[str, float], turned: Mapping[str, float]) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)
-    beside = any(record.type == RecordType.BASE for record in decoder.container.records(name))
+    records = decoder.container.records(name)
+    beside = any(record.type == RecordType.BASE for record in records)
+    shares, count = tangent_payload(records), len(decoder.container.header.get("tangent", []))
     place = f"beside {decoder.container.header.get('base')}" if beside else ""
     quantized = f"{source} times a matrix" if source else f"quantized {place}".strip()
     exact = place or "exact"
@@ -90,6 +99,7 @@ def _describe(decoder: Decoder, name: str, saved: Mapping[str, float], turned: M
         "transforms": _stored_kinds(decoder, name),
         "transform_bits": _bits(decoder, name, RecordType.TRANSFORM),
         "transform_saved_bits": turned.get(name, 0.0),
+        "directions": 0 if shares is None else np.count_nonzero(read_weights(name, shares, count)).item(),
         "storage": quantized if headers else f"tied to {target}" if target else exact,
     }
 
@@ -115,7 +125,7 @@ def _spent_bytes(decoder: Decoder, file_bytes: int) -> dict[str, int]:
         spent["indices"] += coded
         spent["side_information"] -= coded
         for record in container.records(name):
-            if record.type in (RecordType.RESIDUAL, RecordType.FUNCTION, RecordType.TRANSFORM):
+            if record.type in ASIDE:
                 spent["side_information"] += len(record.payload)
             elif record.type == RecordType.PLANES:
                 spent["exact"] += len(record.payload)

@@ -25,7 +25,7 @@ from trueaxis.quantize.plan import Plan
 from trueaxis.quantize.start import settled_tables
 from trueaxis.scratch import NO_SCRATCH, NoScratch
 from trueaxis.stages import EFFORTS, Coder, Effort, Rans
-from trueaxis.types import Aligned, Function, Metric, Quantized, Stored, Weight
+from trueaxis.types import Aligned, Array, Function, Metric, Quantized, Stored, Weight
 
 JUDGE = EFFORTS["scalar"].trellis
 # What a record beside the indices, of a transform or of a function, must save beyond its own bits.
@@ -74,19 +74,25 @@ def coded_bits(plan: Plan, c: float) -> float:
     """A pass of one matrix alone, for choices between two forms of it.
 
     Args:
-        plan: Of the matrix in one form; what quantizes it here is the scalar quantizer, with tables of its own.
+        plan: Of the matrix in one form.
         c: Of its steps.
 
     Returns:
         Bits of its indices by the coder, and its distortion at the slope of c.
     """
+    bits, errors = coded_alone(plan, c)
+    return bits + SLOPE * plan.metric.sensitivity * distance(errors, plan.metric) / c**2
+
+
+def coded_alone(plan: Plan, c: float) -> tuple[float, Array]:
+    """Bits of a matrix's indices by the coder, and what it decodes to less what it is [m, n]; what quantizes it is the
+    scalar quantizer, with tables of its own."""
     plan = replace(plan, trellis=JUDGE)
     tables = settled_tables(JUDGE, plan.rate_weight)
     outcome = quantize(plan, c, tables)
     fitted = fit_tables(count_symbols([outcome.quantized]), tables.offsets)
     payload = pack_residual(outcome.quantized, fitted, Rans().lanes, Rans().chain)
-    lost = plan.metric.sensitivity * distance(outcome.errors, plan.metric)
-    return 8.0 * len(payload) + SLOPE * lost / c**2
+    return 8.0 * len(payload), outcome.errors
 
 
 class Passes:

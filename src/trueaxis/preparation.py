@@ -43,6 +43,7 @@ from trueaxis.progress import Progress
 from trueaxis.quantize.budget import ENOUGH, finest_c, first_c, search
 from trueaxis.quantize.plan import Factor, Plan, Planner, reference_for
 from trueaxis.recipe import Recipe
+from trueaxis.record import Record
 from trueaxis.runtime.decode import Decoder
 from trueaxis.runtime.load import check_bytes
 from trueaxis.scratch import held
@@ -74,7 +75,8 @@ class Prepared:
         seed, device: Of whatever is drawn and run after the search.
         calibration: Files of calibration text, for tuning.
         journal: Of what an earlier run found.
-        bases: Name of a tensor that is added to that of a base → fingerprint of the base's.
+        beside: Name of a tensor → records before those of its matrices: of the base that it is added to, and of
+            directions.
         engine: Where matrices are rounded.
     """
 
@@ -93,7 +95,7 @@ class Prepared:
     device: str = "cpu"
     calibration: Sequence[str | Path] = ()
     journal: NoJournal = NO_JOURNAL
-    bases: Mapping[str, bytes] = field(default_factory=dict)
+    beside: Mapping[str, Sequence[Record]] = field(default_factory=dict)
     engine: Local = LOCAL
 
     @one_thread()
@@ -121,7 +123,7 @@ class Prepared:
         functions = {job.coded.name: job.function for job in self.jobs if job.function}
         return assemble(
             self.checkpoint, matrices, self.exact, tables, self.recipe.entropy, self.header, self.threads,
-            transforms, self.sources, self.bases, functions,
+            transforms, self.sources, self.beside, functions,
         )  # fmt: skip
 
     def _rounded(self, jobs: Sequence[Job], target: int, name: str) -> Assembled:

@@ -38,6 +38,7 @@ class RecordType(IntEnum):
     ALIAS = 20
     SLICE = 21
     BASE = 22
+    TANGENT = 23
 
 
 MODEL_TYPES = frozenset({RecordType.TABLES, RecordType.STREAM})
@@ -50,6 +51,7 @@ TENSOR_TYPES = frozenset(
         RecordType.ALIAS,
         RecordType.SLICE,
         RecordType.BASE,
+        RecordType.TANGENT,
     }
 )
 

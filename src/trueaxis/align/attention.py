@@ -205,12 +205,16 @@ def order(network: Network, axes: str) -> Part:
         energies = np.diag(second_moment).reshape(-1, found.groups, found.side).sum(axis=2)
         groups = np.argsort(-energies.sum(axis=1), kind="stable")
         inside = np.argsort(-energies[groups], axis=1, kind="stable")
-        queries = _coordinates((groups[:, None] * found.groups + inside).ravel(), found.side)
-        for rows, moved in ((found.query, queries), (found.key, _coordinates(groups, found.side)),
-                            (found.value, _coordinates(groups, found.side))):  # fmt: skip
-            _turn(changes, "order", rows, Permute(moved))
-        join(changes, found.output.name, Change("order", (Permute(queries),)))
+        put_heads(changes, found, groups, (groups[:, None] * found.groups + inside).ravel())
     return Part("order", "by energy" if changes else "no attention whose heads are known", changes)
+
+
+def put_heads(changes: dict[str, Change], found: Attention, groups: Array, queries: Array) -> None:
+    """Heads in another order: the new key-value head i is the old groups[i], query heads likewise."""
+    read, written = _coordinates(queries, found.side), _coordinates(groups, found.side)
+    for rows, moved in ((found.query, read), (found.key, written), (found.value, written)):
+        _turn(changes, "order", rows, Permute(moved))
+    join(changes, found.output.name, Change("order", (Permute(read),)))
 
 
 def _coordinates(heads: Array, side: int) -> Array:

@@ -12,7 +12,7 @@ What stays exact for which family is listed in docs/theory.md; every claim is ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from trueaxis.align.maps import Permute
 from trueaxis.align.network import Change, Network
 from trueaxis.align.part import Part, join, within
 from trueaxis.align.residual import residual
-from trueaxis.types import Weight
+from trueaxis.types import Array, Weight
 
 CHANNEL_WRITERS = ("gate", "up", "fused:gate,up")
 
@@ -29,20 +29,36 @@ CHANNEL_WRITERS = ("gate", "up", "fused:gate,up")
 def channels(network: Network, axes: str) -> Part:
     """Hidden channels of every MLP by descending energy, so that steps become a smooth function of the index."""
     changes: dict[str, Change] = {}
+    for down, writers in hidden_channels(network):
+        second_moment = network.moment(down)
+        if second_moment is not None:
+            put_channels(changes, down, writers, np.argsort(-np.diag(second_moment), kind="stable"))
+    return Part("channels", "by energy", changes) if changes else Part("channels", "no hidden channels are known")
+
+
+def hidden_channels(network: Network) -> Iterator[tuple[Weight, list[Weight]]]:
+    """Of every MLP, or expert, whose channels are known: what reads them, and what writes them."""
     for block in network.blocks:
         for down in block:
             if down.writes != "residual" or not (down.space or "").endswith(".hidden"):
                 continue
-            writers, second_moment = _channel_writers(block, down), network.moment(down)
-            if not writers or second_moment is None:
-                continue
-            order = Permute(np.argsort(-np.diag(second_moment), kind="stable"))
-            join(changes, down.name, Change("channels", (order,)))
-            for weight in writers:
-                for name in filter(None, (weight.name, weight.bias)):
-                    for part in np.split(np.arange(weight.shape[0]), weight.shape[0] // down.shape[1]):
-                        join(changes, name, Change("channels", (), (within(part, order, weight.shape[0]),)))
-    return Part("channels", "by energy", changes) if changes else Part("channels", "no hidden channels are known")
+            if writers := _channel_writers(block, down):
+                yield down, writers
+
+
+def channel_parts(weight: Weight, down: Weight) -> list[Array]:
+    """Rows of a writer that write the channels in their order: all of them, or of two fused ones each half."""
+    return np.split(np.arange(weight.shape[0]), weight.shape[0] // down.shape[1])
+
+
+def put_channels(changes: dict[str, Change], down: Weight, writers: Sequence[Weight], order: Array) -> None:
+    """Channels in another order: the new i is the old order[i]."""
+    step = Permute(order)
+    join(changes, down.name, Change("channels", (step,)))
+    for weight in writers:
+        for name in filter(None, (weight.name, weight.bias)):
+            for part in channel_parts(weight, down):
+                join(changes, name, Change("channels", (), (within(part, step, weight.shape[0]),)))
 
 
 SYMMETRIES: dict[str, Callable[[Network, str], Part]] = {

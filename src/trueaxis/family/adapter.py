@@ -8,14 +8,12 @@ refused by name. Reference: Hu et al., arXiv:2106.09685.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trueaxis.family.matching import write_checkpoint
 from trueaxis.model.checkpoint import Checkpoint, read_json
-from trueaxis.staging import writing
 from trueaxis.types import CheckpointError
 
 if TYPE_CHECKING:
@@ -59,8 +57,6 @@ def merged(adapter: Path, base: Path, out: Path) -> Path:
     Raises:
         CheckpointError: The adapter is of another kind, damaged, or of another base.
     """
-    from safetensors.torch import save_file
-
     config, checkpoint = read_json(adapter / CONFIG), Checkpoint.open_all(base)
     updates = _updates(adapter, config)
     if strange := sorted(updates.keys() - checkpoint.entries.keys()):
@@ -72,13 +68,7 @@ def merged(adapter: Path, base: Path, out: Path) -> Path:
             found = "a tied tensor" if value is None else list(value.shape)
             raise CheckpointError(f"{name}: adapter {adapter} adds {list(update.shape)} to {found}; is this its base?")
         tensors[name] = (value.float() + update).to(value.dtype)
-    whole = {name: value.contiguous() for name, value in tensors.items()}
-    with writing(out):
-        save_file(whole, out / "model.safetensors", {"format": "pt"})
-        (out / "config.json").write_text(json.dumps(dict(checkpoint.config), indent=2) + "\n")
-        for file in checkpoint.files_to_copy():
-            shutil.copyfile(file, out / file.name)
-    return out
+    return write_checkpoint(checkpoint, tensors, out)
 
 
 def _updates(adapter: Path, config: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -31,8 +31,9 @@ from trueaxis.record import Record, RecordType
 from trueaxis.runtime.base_model import BaseModel, find_base
 from trueaxis.runtime.bitplanes import needs_base
 from trueaxis.runtime.factors import product
-from trueaxis.runtime.matrices import Matrix, alias_name, matrices
+from trueaxis.runtime.matrices import Matrix, alias_name, matrices, tangent_payload
 from trueaxis.runtime.planes import BITPLANES, unpack_planes
+from trueaxis.runtime.tangent import Directions
 from trueaxis.runtime.terms import Shared, read_term
 from trueaxis.runtime.transforms import decoded, exact_product
 from trueaxis.types import Array, FormatError
@@ -142,7 +143,9 @@ class Decoder:
             for index, first in enumerate(firsts):
                 value[index] = self._matrix(info, parts, first, exact)
         if base is not None:
-            value = value + torch.from_numpy(base).view(own).reshape(info.shape).float()
+            theirs = torch.from_numpy(base).view(own).reshape(info.shape).float()
+            turned = tangent_payload(records)
+            value = value + (theirs if turned is None else theirs + self.directions.added(name, info.shape, turned))
         if base is not None or not all(map(is_bounded, parts)):
             check_finite(info.name, value)
         return value.to(dtype or own)
@@ -178,6 +181,11 @@ class Decoder:
             TrueaxisError: It is not found.
         """
         return BaseModel(find_base(self.container, self._given_base))
+
+    @cached_property
+    def directions(self) -> Directions:
+        """What tensors beside the base take shares of."""
+        return Directions.of(self.container, self.base.path)
 
     def dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor in the original checkpoint."""

@@ -14,9 +14,10 @@ from trueaxis.parallel import default_threads, ordered_map
 from trueaxis.processor import torch_device
 from trueaxis.progress import quiet_loading
 from trueaxis.runtime.decode import Decoder
-from trueaxis.runtime.members import BASE, MEMBERS, family_members, is_family, member_path
+from trueaxis.runtime.members import BASE, MEMBERS, family_directions, family_members, is_family, member_path
 from trueaxis.runtime.plain import write_plain
 from trueaxis.runtime.resident import Residence, residence_of
+from trueaxis.runtime.tangent import open_direction
 from trueaxis.staging import check_free, staged_directory
 from trueaxis.types import FormatError, TrueaxisError
 
@@ -182,8 +183,11 @@ def verify(path: str | Path, base: str | Path | None = None) -> dict[str, Any]:
         FormatError: The first thing wrong, by tensor or file.
     """
     if is_family(path):
-        parts = [Path(path) / BASE, *(Path(path) / MEMBERS / name for name in family_members(path))]
-        found = [verify(part, base if number else None) for number, part in enumerate(parts)]
+        alone = [Path(path) / BASE, *family_directions(path)]
+        for direction in alone[1:]:
+            open_direction(direction)
+        found = [verify(part) for part in alone]
+        found += [verify(Path(path) / MEMBERS / name, base) for name in family_members(path)]
         return {key: sum(one[key] for one in found) for key in found[0]}
     decoder = Decoder(path, base=base)
     check_bytes(decoder)

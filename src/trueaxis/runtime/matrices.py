@@ -1,6 +1,7 @@
 """The records of one tensor: which matrices it is made of.
 
-    tensor = base? planes | alias | base? matrix | base? (slice matrix)+ | alias matrix
+    tensor = base? planes | alias | beside? matrix | beside? (slice matrix)+ | alias matrix
+    beside = base tangent?
     matrix = transpose? transform* (residual | function residual | function residual residual)
 
 Slices come in order, one for every index of a 3-D tensor's first dimension. With a transpose what is coded is [n, m],
@@ -94,6 +95,12 @@ def alias_name(records: Sequence[Record]) -> str | None:
     return None
 
 
+def tangent_payload(records: Sequence[Record]) -> bytes | None:
+    """That of the record of directions after a base record, or None."""
+    after = records[1] if len(records) > 1 and records[0].type == RecordType.BASE else None
+    return after.payload if after is not None and after.type == RecordType.TANGENT else None
+
+
 def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
     """Matrices of a tensor, one or one per slice, or their factors; none for a tensor stored exactly or tied.
 
@@ -130,12 +137,16 @@ def matrices(info: TensorInfo, records: Sequence[Record]) -> list[Matrix]:
 
 
 def _beyond_base(info: TensorInfo, records: Sequence[Record]) -> Sequence[Record]:
-    """What comes after a base record, if there is one."""
+    """What comes after a base record and one of directions, if they are there."""
     if not records or records[0].type != RecordType.BASE:
         return records
-    if [record.type for record in records[1:2]] in ([], [RecordType.ALIAS]):
-        raise FormatError(f"{info.name}: record type {RecordType.BASE} is out of place; the file is damaged or newer")
-    return records[1:]
+    turned = tangent_payload(records) is not None
+    wrong = {RecordType.ALIAS, RecordType.PLANES} if turned else {RecordType.ALIAS}
+    rest = records[1 + turned :]
+    if not rest or rest[0].type in wrong:
+        kind = records[turned].type
+        raise FormatError(f"{info.name}: record type {kind} is out of place; the file is damaged or newer")
+    return rest
 
 
 def _factor(info: TensorInfo, source: str, records: Sequence[Record]) -> Matrix:

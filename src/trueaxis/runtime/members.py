@@ -1,7 +1,8 @@
 """Members: where the parts of a family lie.
 
 ROOT/family.json   list of members          ROOT/base           the base, bit for bit
-                                            ROOT/members/NAME   what a member adds to it
+ROOT/tangent/1 …   directions that members share
+                                            ROOT/members/NAME   what a member adds to them
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from trueaxis.header import is_tensor_name
+from trueaxis.header import MOST_DIRECTIONS, is_tensor_name
 from trueaxis.staging import writing
 from trueaxis.types import FormatError
 
-FAMILY, BASE, MEMBERS = "family.json", "base", "members"
+FAMILY, BASE, MEMBERS, TANGENT = "family.json", "base", "members", "tangent"
 VERSION = 1
 DEPTH = 2  # directories between a member and the root of its family
 LIST_LIMIT = 1 << 20  # bytes of the list
@@ -37,7 +38,21 @@ def family_members(root: str | Path) -> list[str]:
     Raises:
         FormatError: There is no list, or it is damaged.
     """
-    file = Path(root) / FAMILY
+    return _listed(Path(root))[0]
+
+
+def family_directions(root: str | Path) -> list[Path]:
+    """Directories of the directions of a family, in their order.
+
+    Raises:
+        FormatError: There is no list, or it is damaged.
+    """
+    return [Path(root) / TANGENT / str(number + 1) for number in range(_listed(Path(root))[1])]
+
+
+def _listed(root: Path) -> tuple[list[str], int]:
+    """Names of the members, and how many directions there are."""
+    file = root / FAMILY
     if not file.is_file():
         raise FormatError(f"{root}: is no family, there is no {FAMILY} in it; leave out the member's name")
     try:
@@ -49,15 +64,20 @@ def family_members(root: str | Path) -> list[str]:
     names = found.get("members") if isinstance(found, dict) and found.get("version") == VERSION else None
     if not isinstance(names, list) or not all(map(is_tensor_name, names)):
         raise FormatError(f"{file}: is no list of members of version {VERSION}")
-    return names
+    count = found.get("directions", 0)
+    if type(count) is not int or not 0 <= count <= MOST_DIRECTIONS:
+        raise FormatError(f"{file}: expected 0 to {MOST_DIRECTIONS} directions, found {str(count)[:80]}")
+    return names, count
 
 
-def write_members(root: Path, members: Sequence[str]) -> None:
+def write_members(root: Path, members: Sequence[str], directions: int = 0) -> None:
     """Replaces the list."""
     fresh = root / f".{FAMILY}.partial"
+    found = {"version": VERSION, "base": BASE, "members": list(members)}
+    found |= {"directions": directions} if directions else {}
     try:
         with writing(root / FAMILY):
-            fresh.write_text(json.dumps({"version": VERSION, "base": BASE, "members": list(members)}, indent=1) + "\n")
+            fresh.write_text(json.dumps(found, indent=1) + "\n")
             fresh.replace(root / FAMILY)
     finally:
         fresh.unlink(missing_ok=True)
