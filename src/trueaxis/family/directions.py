@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trueaxis.align.basis import ERRORS, SLOPE, STEP_ENERGY
+from trueaxis.align.estimate import ERRORS, SLOPE, STEP_ENERGY
 from trueaxis.family.measured import Measured
 from trueaxis.passes import LEAST_BITS, MARGIN, Job, coded_alone, coded_bits
 from trueaxis.quantize.plan import Plan, Planner
