@@ -281,12 +281,14 @@ class Turns:
             own, lost = found[module], [originals[module] - found[module]]
             if stream is not None:
                 lost.append(self._stage.stream * (originals[stream] - found[stream]))
-            return (torch.cat(lost, dim=1).T @ own).double(), (own.T @ own).double()
+            return torch.cat(lost, dim=1).T @ own, own.T @ own
 
-        cross, own = torch.zeros(()), torch.zeros(())
-        for one, other in ordered_stream(summed, range(len(self._batches)), self._course.threads):
-            cross, own = cross + one, own + other
-        return solved(cross, own, self._stage.damping)
+        sums: list[torch.Tensor] = []
+        for products in ordered_stream(summed, range(len(self._batches)), self._course.threads):
+            sums = sums or [torch.zeros(product.shape, dtype=torch.float64) for product in products]
+            for total, product in zip(sums, products, strict=True):
+                total += product  # float32, and wide: those of several batches wait here
+        return solved(*sums, self._stage.damping)
 
     def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
         """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""

@@ -371,9 +371,10 @@ def holding_of(extent: Extent, recipe: Recipe, tokens: int, threads: int, target
         read = _read_by_drift(extent, recipe.drift, tokens)
         heard = 4.0 * read * sum(space.n * space.share for space in extent.spaces) / blocks
         expert = EXPERT_SUMS * 8.0 * max((space.n**2 for space in extent.spaces if space.share < 1), default=0)
+        compared = max((space.n * (2.0 * space.n + d) for space in extent.spaces if space.share == 1), default=0.0)
         found["drift"] = Holding(
             rounded + 2 * model + 2 * 4.0 * read * d + heard,
-            threads * max(ran(DRIFT_BATCH, 0, False) + largest_sum, expert) + 3 * matrix,
+            threads * max(ran(DRIFT_BATCH, 0, False) + 4.0 * compared, expert) + max(16.0 * compared, 3 * matrix),
         )
     found["write, verify"] = Holding(rounded, threads * 3 * matrix + largest_sum)
     return found
