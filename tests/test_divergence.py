@@ -95,7 +95,9 @@ def test_calibration_text_is_refused_before_anything_is_fitted(
     assert not (tmp_path / "out").exists()
 
 
-def test_targets_exclude_each_other_and_text_belongs_to_a_divergence(tiny_llama: Path, unseen: Path) -> None:
+def test_targets_exclude_each_other_and_text_belongs_to_a_divergence(
+    tiny_llama: Path, unseen: Path, tmp_path: Path
+) -> None:
     for arguments in ({"max_kl": 0.1, "bits": 4}, {"max_kl": 0.1, "size": 10**6}):
         with pytest.raises(TrueaxisError, match="give one target"):
             trueaxis.compress(tiny_llama, "out", evaluation=[unseen], **arguments)
@@ -105,5 +107,6 @@ def test_targets_exclude_each_other_and_text_belongs_to_a_divergence(tiny_llama:
     for value in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(TrueaxisError, match="max_kl: expected a positive number"):
             trueaxis.compress(tiny_llama, "out", max_kl=value, evaluation=[unseen])
-    with pytest.raises(CalibrationError, match=r"as one \.npy file"):
-        trueaxis.compress(tiny_llama, "out", max_kl=0.1, evaluation=[unseen, unseen])
+    np.save(tmp_path / "shorter.npy", np.load(unseen)[:, :-1])
+    with pytest.raises(CalibrationError, match=r"as \.npy files of token ids of one length"):
+        trueaxis.compress(tiny_llama, "out", max_kl=0.1, evaluation=[unseen, tmp_path / "shorter.npy"])

@@ -38,7 +38,7 @@ def test_golden_bytes() -> None:
 def test_numbers_of_types_are_part_of_the_format() -> None:
     assert {kind.name.lower(): int(kind) for kind in RecordType} == {
         "model": 1, "tables": 2, "stream": 3, "transform": 16, "function": 17, "residual": 18, "planes": 19,
-        "alias": 20, "slice": 21, "base": 22,
+        "alias": 20, "slice": 21, "base": 22, "tangent": 23,
     }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_absurd_length_is_refused(length: int) -> None:
         parse_record(HEAD.pack(RecordType.PLANES, REQUIRED | VERSION, 0) + pack_varint(length), 0, "w")
 
 
-@pytest.mark.parametrize("kind", [*sorted(RESERVED), 0, 23, 255])
+@pytest.mark.parametrize("kind", [*sorted(RESERVED), 0, 24, 255])
 def test_unknown_types_are_refused_where_required_and_skipped_where_optional(kind: int) -> None:
     known = Record(RecordType.ALIAS, b"x")
     optional = pack_record(Record(kind, b"later", required=False)) + pack_record(known)
