@@ -107,6 +107,8 @@ def test_inspect_shows_where_the_bytes_go(compressed: Path, capsys: pytest.Captu
     found = trueaxis.inspect(compressed)
     for purpose, size in found["spent_bytes"].items():
         assert f"{purpose} {size:,}" in text
+    assert any(line.startswith("channels: ") for line in found["gauge"])
+    assert all(json.dumps(line) in text for line in found["gauge"])
     for row in found["report"]["tensors"]:
         assert f"{row['bits_per_weight']:.4f}" in next(line for line in text.splitlines() if row["name"] in line)
 

@@ -212,6 +212,7 @@ def _inspect(options: argparse.Namespace) -> Result:
         f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
         f"{found['parameters']:,} parameters, format version {found['format_version']}",
         "recipe: " + json.dumps(found["recipe"].get("stages")),
+        "symmetries, or why not: " + json.dumps(found["gauge"]),
         "bytes: " + ", ".join(f"{purpose} {size:,}" for purpose, size in found["spent_bytes"].items()),
         f"{'tensor':50} {'shape':>16} {'storage':>10} {'bits/weight':>12} {'gap':>8} {'rel. distortion':>16}",
     ]

@@ -35,6 +35,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
 
     Returns:
         parameters, file_bytes (weight files and their index), bits_per_param, recipe, shards,
+        gauge (a line for every symmetry of the network: what was made of it, or why it was left out),
         spent_bytes (indices, side_information, tables, exact, frame: they add up to file_bytes) and
         tensors: name, shape, dtype, storage ("quantized", "exact", these before "beside BASE", "tied
         to NAME" or "NAME times a matrix"), own_bytes (records of its own), matrices (how many it is coded as: one, or
@@ -70,6 +71,7 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "bits_per_param": file_bytes * 8 / parameters,
         "format_version": container.header["version"],
         "recipe": container.header["recipe"],
+        "gauge": container.header["gauge"],
         "spent_bytes": _spent_bytes(decoder, file_bytes),
         "shards": len([file for file in container.files if file.suffix == ".safetensors"]),
         "tensors": [_describe(decoder, name, saved, turned) for name in decoder.names()],

@@ -271,7 +271,8 @@ Coder = Rans | RansPooled
 
 CHOICES = {
     "effort": tuple(EFFORTS),
-    **dict.fromkeys(("residual", "heads", "planes", "order", "channels"), AXES),
+    **dict.fromkeys(("residual", "heads"), AXES),
+    **dict.fromkeys(("planes", "order", "channels"), ("best", "off")),
     "proxy": ("noise", "sparsity"),
     "distortion": ("metric", "kl"),
 }
