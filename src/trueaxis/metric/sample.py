@@ -83,8 +83,8 @@ def sample_tokens(
         wanted = _batches(tokens, minimum, batch * length, most_work // max(checkpoint.parameters, 1))
         seconds = _seconds_per_batch(model, starts, batch, length) / min(side_by_side, wanted)
         _log.warning(
-            "no calibration text: sampling %s tokens from the model itself, about %.0f s; text of your own use "
-            "(--calibration FILE) serves better",
+            "sampling %s tokens from the model itself, about %.0f s; calibration text of your own use (--calibration "
+            "FILE), or more of it, serves better",
             f"{wanted * batch * length:,}", wanted * seconds,
         )  # fmt: skip
 
