@@ -288,7 +288,8 @@ class Turns:
             sums = sums or [torch.zeros(product.shape, dtype=torch.float64) for product in products]
             for total, product in zip(sums, products, strict=True):
                 total += product  # float32, and wide: those of several batches wait here
-        return solved(*sums, self._stage.damping)
+        cross, own = sums
+        return solved(cross, own, self._stage.damping)
 
     def _round(self, jobs: Sequence[Job], shift: Callable[[], Shift] | None = None) -> None:
         """Quantizes matrices, aimed where the shift says, side by side; what the journal knows is not done again."""
