@@ -190,72 +190,20 @@ def _compare(options: argparse.Namespace) -> Result:
 
 def _inspect(options: argparse.Namespace) -> Result:
     from trueaxis.coders import compare_coders
-    from trueaxis.inspection import inspect
+    from trueaxis.inspection import inspect, render
     from trueaxis.plot import check_plot, draw_inspection
 
     if options.plot is not None:
         check_plot(options.plot, options.out)
     found = inspect(options.out)
-    if "members" in found:
-        shared = {f"direction {number}": one for number, one in enumerate(found["directions"], 1)}
-        parts = {"base": found["base"], **shared, **found["members"]}
-        lines = [f"{options.out}: a family, {found['file_bytes']:,} bytes"]
-        lines += [
-            f"{name:30} {one['file_bytes']:14,} bytes {one['bits_per_param']:9.4f}" for name, one in parts.items()
-        ]
-        if options.plot is not None or options.coders:
+    if options.plot is not None or options.coders:
+        if "members" in found:
             raise TrueaxisError(f"{options.out}: --plot and --coders take a part of a family, such as its base")
-        return found, "\n".join(lines)
-    if options.plot is not None:
-        draw_inspection(found, options.plot)
-    lines = [
-        f"{options.out}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
-        f"{found['parameters']:,} parameters, format version {found['format_version']}",
-        "recipe: " + json.dumps(found["recipe"].get("stages")),
-        "symmetries, or why not: " + json.dumps(found["gauge"]),
-        "bytes: " + ", ".join(f"{purpose} {size:,}" for purpose, size in found["spent_bytes"].items()),
-        f"{'tensor':50} {'shape':>16} {'storage':>10} {'bits/weight':>12} {'gap':>8} {'rel. distortion':>16}",
-    ]
-    rows = {row["name"]: row for row in (found["report"] or {}).get("tensors", [])}
-    for tensor in found["tensors"]:
-        row = rows.get(tensor["name"])
-        figures = (
-            f"{row['bits_per_weight']:12.4f} {row['gap_bits']:8.4f} {row['relative_distortion']:16.3e}" if row else ""
-        )
-        shape = "×".join(map(str, tensor["shape"]))
-        lines.append(f"{tensor['name']:50} {shape:>16} {tensor['storage']:>10} {figures}")
-    lines += _axes(found["report"] or {})
-    if options.coders:
-        found["coders"] = compare_coders(options.out)
-        lines += _coders(found["coders"])
-    return found, "\n".join(lines)
-
-
-def _axes(report: dict[str, Any]) -> list[str]:
-    """The axes of every space, and how learned ones came about."""
-    spaces, learning = report.get("spaces") or [], report.get("learning")
-    lines = ["axes, and the bits per weight that they are estimated to save:"] if spaces else []
-    lines += [f"  {space['name']:70} {space['axes']:30} {space['estimated_saved_bits']:8.4f}" for space in spaces]
-    if learning:
-        before, after = learning["held_out"]["start"], learning["held_out"]["learned"]
-        told = f"bits + λ·D per weight on statistics held out: {before:.4f} before, {after:.4f} after"
-        lines.append(f"learned ({learning['proxy']}, {learning['distortion']}): {told}; {learning['kept']} kept")
-    return lines
-
-
-def _coders(found: dict[str, Any]) -> list[str]:
-    """The same indices under every coder, in bits per quantized weight."""
-    titles = {
-        "trueaxis_bits": "this file's streams",
-        "range_bits": "range coding (constriction)",
-        "huffman_bits": "Huffman coding (constriction)",
-        "entropy_bits": "Shannon entropy, not a size",
-    }
-    weights = max(found["weights"], 1)
-    return [
-        f"the same {found['weights']:,} indices with the same tables, bits per index:",
-        *(f"  {title:30} {found[key] / weights:.4f}" for key, title in titles.items()),
-    ]
+        if options.plot is not None:
+            draw_inspection(found, options.plot)
+        if options.coders:
+            found["coders"] = compare_coders(options.out)
+    return found, render(options.out, found)
 
 
 def _verify(options: argparse.Namespace) -> Result:

@@ -79,6 +79,63 @@ def inspect(path: str | Path) -> dict[str, Any]:
     }
 
 
+def render(path: str | Path, found: Mapping[str, Any]) -> str:
+    """What `inspect` found at a path, for people; of a comparison of coders too, where `coders` holds one."""
+    if "members" in found:
+        shared = {f"direction {number}": one for number, one in enumerate(found["directions"], 1)}
+        parts = {"base": found["base"], **shared, **found["members"]}
+        lines = [f"{path}: a family, {found['file_bytes']:,} bytes"]
+        lines += [
+            f"{name:30} {one['file_bytes']:14,} bytes {one['bits_per_param']:9.4f}" for name, one in parts.items()
+        ]
+        return "\n".join(lines)
+    report = found["report"] or {}
+    lines = [
+        f"{path}: {found['file_bytes']:,} bytes, {found['bits_per_param']:.4f} bits per parameter, "
+        f"{found['parameters']:,} parameters, format version {found['format_version']}",
+        "recipe: " + json.dumps(found["recipe"].get("stages")),
+        "symmetries, or why not: " + json.dumps(found["gauge"]),
+        "bytes: " + ", ".join(f"{purpose} {size:,}" for purpose, size in found["spent_bytes"].items()),
+        f"{'tensor':50} {'shape':>16} {'storage':>10} {'bits/weight':>12} {'gap':>8} {'rel. distortion':>16}",
+    ]
+    rows = {row["name"]: row for row in report.get("tensors", [])}
+    for tensor in found["tensors"]:
+        row = rows.get(tensor["name"])
+        figures = (
+            f"{row['bits_per_weight']:12.4f} {row['gap_bits']:8.4f} {row['relative_distortion']:16.3e}" if row else ""
+        )
+        shape = "×".join(map(str, tensor["shape"]))
+        lines.append(f"{tensor['name']:50} {shape:>16} {tensor['storage']:>10} {figures}")
+    return "\n".join([*lines, *_axes(report), *(_coders(found["coders"]) if "coders" in found else [])])
+
+
+def _axes(report: Mapping[str, Any]) -> list[str]:
+    """The axes of every space, and how learned ones came about."""
+    spaces, learning = report.get("spaces") or [], report.get("learning")
+    lines = ["axes, and the bits per weight that they are estimated to save:"] if spaces else []
+    lines += [f"  {space['name']:70} {space['axes']:30} {space['estimated_saved_bits']:8.4f}" for space in spaces]
+    if learning:
+        before, after = learning["held_out"]["start"], learning["held_out"]["learned"]
+        told = f"bits + λ·D per weight on statistics held out: {before:.4f} before, {after:.4f} after"
+        lines.append(f"learned ({learning['proxy']}, {learning['distortion']}): {told}; {learning['kept']} kept")
+    return lines
+
+
+def _coders(found: Mapping[str, Any]) -> list[str]:
+    """The same indices under every coder, in bits per quantized weight."""
+    titles = {
+        "trueaxis_bits": "this file's streams",
+        "range_bits": "range coding (constriction)",
+        "huffman_bits": "Huffman coding (constriction)",
+        "entropy_bits": "Shannon entropy, not a size",
+    }
+    weights = max(found["weights"], 1)
+    return [
+        f"the same {found['weights']:,} indices with the same tables, bits per index:",
+        *(f"  {title:30} {found[key] / weights:.4f}" for key, title in titles.items()),
+    ]
+
+
 def _describe(decoder: Decoder, name: str, saved: Mapping[str, float], turned: Mapping[str, float]) -> dict[str, Any]:
     info, target, headers = decoder.container.tensors[name], decoder.alias(name), decoder.residuals(name)
     source = decoder.source(name)

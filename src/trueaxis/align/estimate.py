@@ -51,24 +51,23 @@ def estimated_bits(axes: Array, terms: Sequence[Term], water: float, threads: in
         >>> estimated_bits(np.eye(2), [term], 0.1) < estimated_bits(turned, [term], 0.1)
         True
     """
-    turned = torch.from_numpy(axes.astype(np.float32, order="C"))
-    return total_bits(levels_of(turned, Stacked(terms, water, threads)))
+    return _bits_along(axes, Stacked(terms, water, threads))
 
 
 def saved_bits(axes: Array, terms: Sequence[Term], water: float, threads: int = 1) -> float:
     """What axes save per weight against the checkpoint's own, by gathered terms."""
     stacked = Stacked(gathered(terms), water, threads)
-    turned = torch.from_numpy(axes.astype(np.float32, order="C"))
-    return own_bits(stacked) - total_bits(levels_of(turned, stacked))
+    return own_bits(stacked) - _bits_along(axes, stacked)
+
+
+def _bits_along(axes: Array, stacked: Stacked) -> float:
+    return total_bits(levels_of(torch.from_numpy(axes.astype(np.float32, order="C")), stacked))
 
 
 def gathered(terms: Sequence[Term]) -> list[Term]:
     """One term for all that share a moment: cheaper to judge by, and blind to what sets them apart."""
-    shared: dict[int, list[Term]] = {}
-    for term in terms:
-        shared.setdefault(id(term.moment), []).append(term)
     found = []
-    for alike in shared.values():
+    for alike in _by_moment(terms):
         count, worth = sum(term.count for term in alike), sum(term.count * term.level for term in alike)
         covariance = np.sum([term.count * term.level * term.covariance for term in alike], axis=0) / (worth or 1.0)
         found.append(Term(covariance, count, alike[0].moment, worth / max(count, 1)))
@@ -78,6 +77,13 @@ def gathered(terms: Sequence[Term]) -> list[Term]:
 def size_of(terms: Sequence[Term]) -> int:
     """Coordinates of the space."""
     return terms[0].covariance.shape[0]
+
+
+def _by_moment(terms: Sequence[Term]) -> list[list[Term]]:
+    shared: dict[int, list[Term]] = {}
+    for term in terms:
+        shared.setdefault(id(term.moment), []).append(term)
+    return list(shared.values())
 
 
 class _Group(NamedTuple):
@@ -97,10 +103,7 @@ class Stacked:
 
     def __init__(self, terms: Sequence[Term], water: float, threads: int) -> None:
         self.threads, weights = threads, sum(term.count for term in terms) * size_of(terms)
-        shared: dict[int, list[Term]] = {}
-        for term in terms:
-            shared.setdefault(id(term.moment), []).append(term)
-        self.groups = [_group(group, water, weights) for group in shared.values()]
+        self.groups = [_group(group, water, weights) for group in _by_moment(terms)]
 
 
 def _group(terms: Sequence[Term], water: float, weights: int) -> _Group:

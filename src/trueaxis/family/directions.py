@@ -10,9 +10,9 @@ it pays where members are correlated, and unrelated ones choose none.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -232,8 +232,8 @@ def _less(plans: Sequence[Plan], decoded: Sequence[Sequence[Array]], shares: Arr
 
 
 def _sum(weights: Array, matrices: Sequence[Array]) -> Array:
-    found = [float(weight) * matrix for weight, matrix in zip(weights, matrices, strict=True)]
-    return np.ascontiguousarray(sum(itertools.islice(found, 1, None), start=found[0]), np.float32)
+    taken = (float(weight) * matrix for weight, matrix in zip(weights, matrices, strict=True))
+    return np.ascontiguousarray(reduce(np.add, taken), np.float32)
 
 
 def _energies(plan: Plan) -> Array:
